@@ -1,6 +1,8 @@
 """How much each unit of a channel group matters, and which units a ratio keeps."""
 
+import fnmatch
 import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -55,22 +57,51 @@ def keep_best(scores: Tensor, group: ChannelGroup, removed: int) -> tuple[int, .
 
 
 class Ranking:
-    """Each group's channels in order of importance, computed once for a network.
+    """The groups that may be pruned, and each one's channels in order of importance.
 
     Args:
         model: the base network.
         importance: name of the importance.
+        kinds: kinds of groups that may be pruned; all where None.
+        protect: shell-style patterns of group names that are left alone.
+
+    Raises:
+        UserError: an unknown importance, a pattern that matches no group, or no group left.
     """
 
-    def __init__(self, model: nn.Module, importance: str = "l2"):
+    def __init__(
+        self,
+        model: nn.Module,
+        importance: str = "l2",
+        kinds: Sequence[str] | None = None,
+        protect: Sequence[str] = (),
+    ):
         if importance not in IMPORTANCES:
             raise UserError("pruning.importance", importance, f"expected one of {', '.join(IMPORTANCES)}")
-        self.groups = model.channel_groups()
+        groups = model.channel_groups()
+        protected = set()
+        for pattern in protect:
+            matched = fnmatch.filter(groups, pattern)
+            if not matched:
+                raise UserError(
+                    "pruning.protect", pattern, f"matches no channel group; there are {', '.join(groups)}"
+                )
+            protected.update(matched)
+        self.groups = {
+            name: group for name, group in groups.items()
+            if name not in protected and (kinds is None or group.kind in kinds)
+        }
+        if not self.groups:
+            raise UserError(
+                "pruning.kinds", list(kinds or []),
+                f"no channel group is left to prune; this network has the kinds "
+                f"{', '.join(sorted({group.kind for group in groups.values()}))}",
+            )
         self._scores = {
             name: IMPORTANCES[importance](model, group) for name, group in self.groups.items()
         }
 
-    def plan(self, removed: dict[str, int]) -> Plan:
+    def plan(self, removed: Mapping[str, int]) -> Plan:
         """The plan that removes so many of each group's least important units."""
         return Plan({
             name: keep_best(self._scores[name], self.groups[name], count)

@@ -133,6 +133,8 @@ def _cut_module(module: nn.Module, axis: int, kept: list[int]) -> None:
         setattr(module, "out_features" if axis == OUTPUT else "in_features", len(kept))
     elif isinstance(module, nn.modules.batchnorm._BatchNorm):
         module.num_features = len(kept)
+    elif isinstance(module, nn.LayerNorm):
+        module.normalized_shape = (len(kept),)
     elif isinstance(module, nn.modules.conv._ConvNd):
         if axis == INPUT:
             module.in_channels = len(kept)

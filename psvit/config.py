@@ -1,0 +1,69 @@
+"""Checks a composed config before anything long starts."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from psvit.channels import KINDS
+from psvit.errors import UserError
+from psvit.pruning.importance import IMPORTANCES
+
+
+def _number(low: float, high: float) -> Callable[[Any], bool]:
+    return lambda x: isinstance(x, (int, float)) and not isinstance(x, bool) and low <= x <= high
+
+
+def _ratio(x: Any) -> bool:
+    return _number(0.0, 1.0)(x) and x < 1.0
+
+
+def _whole(low: int) -> Callable[[Any], bool]:
+    return lambda x: isinstance(x, int) and not isinstance(x, bool) and x >= low
+
+
+_RECIPE = {
+    "lr": (_number(1e-12, 1e3), "a number above 0"),
+    "weight_decay": (_number(0.0, 1e3), "a number of at least 0"),
+    "warmup_epochs": (_whole(0), "a whole number of at least 0"),
+    "min_lr": (_number(0.0, 1e3), "a number of at least 0"),
+    "label_smoothing": (_ratio, "a number in [0, 1)"),
+}
+
+# option -> (is it right?, what would be right); an option that is not composed is not checked
+_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "seed": (_whole(0), "a whole number of at least 0"),
+    "pruning.ratio": (_ratio, "a ratio in [0, 1)"),
+    "pruning.ratios": (
+        lambda x: isinstance(x, list) and len(x) > 0 and all(_ratio(r) and r > 0.0 for r in x),
+        "a list of ratios in (0, 1)",
+    ),
+    "pruning.target_memory_saving": (lambda x: _ratio(x) and x > 0.0, "a share in (0, 1)"),
+    "pruning.large_share": (lambda x: _number(0.0, 1.0)(x) and x > 0.0, "a share in (0, 1]"),
+    "pruning.importance": (lambda x: x in IMPORTANCES, f"one of {', '.join(IMPORTANCES)}"),
+    "pruning.kinds": (
+        lambda x: isinstance(x, list) and len(x) > 0 and set(x) <= set(KINDS), f"a list of {', '.join(KINDS)}"
+    ),
+    "pruning.protect": (lambda x: isinstance(x, list), "a list of channel group patterns"),
+    "finetune.epochs": (_whole(0), "a whole number of at least 0"),
+    "trainer.max_epochs": (_whole(1), "a whole number of at least 1"),
+    **{f"training.{name}": check for name, check in _RECIPE.items()},
+    **{f"finetune.{name}": check for name, check in _RECIPE.items()},
+}
+
+
+def check_config(cfg: DictConfig) -> None:
+    """Raise a UserError for the first value that cannot be right."""
+    for option, (right, expected) in _CHECKS.items():
+        value = OmegaConf.select(cfg, option, default=_ABSENT)
+        if value is _ABSENT:
+            continue
+        plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+        if not right(plain):
+            raise UserError(option, plain, f"expected {expected}")
+    if cfg.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise UserError("trainer.accelerator", cfg.trainer.accelerator, "no GPU here; use trainer=cpu")
+
+
+_ABSENT = object()

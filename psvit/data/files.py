@@ -1,0 +1,75 @@
+"""Reading image files."""
+
+import logging
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from psvit.errors import UserError
+
+THUMBNAIL_BYTES = 8192
+
+log = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+
+def decode(path: Path) -> Tensor:
+    """The image of a file, uint8 ``[3, height, width]``; grey and palette images become RGB."""
+    with Image.open(path) as image:
+        return pil_to_tensor(image.convert("RGB"))
+
+
+def verify(path: Path) -> None:
+    """Decodes a file and forgets it: ``Image.verify`` does not see that a JPEG is truncated."""
+    with Image.open(path) as image:
+        # An eighth of the resolution reads every byte of a JPEG at a fraction of the cost; the
+        # other formats ignore the request.
+        image.draft(None, (1, 1))
+        image.load()
+
+
+def read_all(paths: list[Path], read: Callable[[Path], Result], root: Path) -> list[Result]:
+    """Applies ``read`` to every file.
+
+    Raises:
+        UserError: naming the first file that cannot be read, and how many there are.
+    """
+
+    def attempt(path: Path) -> Result | Exception:
+        try:
+            return read(path)
+        except Exception as error:  # noqa: BLE001  decoders fail in any way on a broken file
+            return error
+
+    log.info("reading %d images under %s", len(paths), root)
+    # Decoders release the interpreter lock, yet on thumbnails threads take twice the time: they
+    # mostly wait for the lock.
+    sizes = [path.stat().st_size for path in paths[:100] if path.exists()]
+    if max(sizes, default=0) < THUMBNAIL_BYTES:
+        results = [attempt(path) for path in paths]
+    else:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            results = list(pool.map(attempt, paths))
+    bad = [(p, r) for p, r in zip(paths, results, strict=True) if isinstance(r, Exception)]
+    if bad:
+        raise unreadable(*bad[0], root, len(bad))
+    return results
+
+
+def unreadable(path: Path, error: Exception, root: Path, count: int = 1) -> UserError:
+    """The error for a file that cannot be read; ``count`` is the number of such files."""
+    more = f" (the first of {count} such files)" if count > 1 else ""
+    # Pillow's text repeats the path.
+    reason = str(error).replace(str(path), path.name)
+    return UserError(
+        "dataset.root",
+        root,
+        f"the image {path.relative_to(root)}{more} cannot be read ({reason}); "
+        "replace it or remove it",
+    )

@@ -1,0 +1,111 @@
+"""Checks of the ``dataset`` group, before anything is read."""
+
+import math
+from collections.abc import Callable
+
+from omegaconf import DictConfig, OmegaConf
+
+from psvit.errors import UserError
+
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
+DATASETS = ("digits", "cifar10", "cifar100", "image_folder")
+LAYOUT = "a folder with train/<class>/<image> and test/<class>/<image> (or val/<class>/<image>)"
+
+
+def value_of(cfg: DictConfig, key: str) -> object:
+    """The value at a dotted key; ``???`` where it is absent or still to be given."""
+    return OmegaConf.select(cfg, key, default="???")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_list(value: object, length: int, valid: Callable[[float], bool]) -> bool:
+    return (
+        OmegaConf.is_list(value)
+        and len(value) == length
+        and all(_is_number(entry) and valid(entry) for entry in value)
+    )
+
+
+def _is_scale(value: object) -> bool:
+    return _is_list(value, 2, lambda scale: 0 < scale <= 1) and value[0] <= value[1]
+
+
+def check_options(cfg: DictConfig) -> None:
+    """Refuses any value of the ``dataset`` group that cannot be right.
+
+    Raises:
+        UserError: naming the full option (``dataset.image_size``), its value and what is allowed.
+    """
+
+    def require(keys: str, valid: Callable[[object], bool], expected: str) -> None:
+        for key in keys.split():
+            value = value_of(cfg, key)
+            if not valid(value):
+                raise UserError(f"dataset.{key}", value, expected)
+
+    def whole(keys: str, low: int, optional: bool = False) -> None:
+        require(
+            keys,
+            lambda value: (
+                (optional and value is None)
+                or (isinstance(value, int) and not isinstance(value, bool) and value >= low)
+            ),
+            f"a whole number, at least {low}" + (", or null for all of them" if optional else ""),
+        )
+
+    def within(keys: str, valid: Callable[[float], bool], expected: str) -> None:
+        require(keys, lambda value: _is_number(value) and valid(value), expected)
+
+    def flag(keys: str) -> None:
+        require(keys, lambda value: isinstance(value, bool), "true or false")
+
+    require("name", lambda value: value in DATASETS, "one of " + ", ".join(DATASETS))
+    whole("image_size batch_size eval_batch_size", low=1)
+    whole("num_workers augment.crop_padding", low=0)
+    whole("train_images val_images test_images", low=1, optional=True)
+    # scikit-learn takes no larger seed.
+    require(
+        "split_seed",
+        lambda seed: isinstance(seed, int) and 0 <= seed < 2**32,
+        "a whole number from 0 to 2^32 - 1",
+    )
+    within("val_fraction", lambda f: 0 < f < 1, "between 0 and 1, both excluded")
+    within("crop_pct", lambda f: 0 < f <= 1, "above 0 and at most 1")
+    within("augment.hflip augment.random_erasing", lambda p: 0 <= p <= 1, "between 0 and 1")
+    require("mean", lambda v: _is_list(v, 3, lambda m: True), "three numbers, one for each channel")
+    require(
+        "std",
+        lambda value: _is_list(value, 3, lambda std: std > 0),
+        "three numbers above 0, one for each channel",
+    )
+    require(
+        "interpolation",
+        lambda value: value in INTERPOLATIONS,
+        "one of " + ", ".join(INTERPOLATIONS),
+    )
+    require(
+        "augment.random_resized_crop",
+        lambda value: value is None or _is_scale(value),
+        "[smallest,largest] area of the crop, above 0 and at most 1, or null",
+    )
+    require(
+        "augment.auto_augment",
+        lambda value: value is None or isinstance(value, str),
+        "a policy as timm writes it, such as rand-m7-mstd0.5-inc1, or null",
+    )
+    if cfg.name == "digits":
+        within("test_fraction", lambda f: 0 < f < 1, "between 0 and 1, both excluded")
+        require(
+            "root",
+            lambda value: value is None,
+            "must be null: scikit-learn brings the digits; dataset=image_folder reads a folder",
+        )
+    elif cfg.name == "image_folder":
+        require("root", lambda v: isinstance(v, str) and v not in ("", "???"), LAYOUT)
+        flag("cache verify")
+    else:
+        require("root", lambda v: isinstance(v, str) and v not in ("", "???"), "a folder")
+        flag("download")

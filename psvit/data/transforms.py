@@ -1,0 +1,126 @@
+"""From stored images to what the network reads. B images, S = ``dataset.image_size``."""
+
+import math
+
+import torch
+from omegaconf import DictConfig
+from timm.data.auto_augment import (
+    augment_and_mix_transform,
+    auto_augment_transform,
+    rand_augment_transform,
+)
+from timm.data.random_erasing import RandomErasing
+from timm.data.transforms import str_to_pil_interp
+from torch import Tensor
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from psvit.errors import UserError
+
+
+class Fit:
+    """Resizes the short side to S / ``crop_pct`` and crops the centre, as timm does.
+
+    An image that is S×S already is left alone: enlarging and cropping it would only blur it.
+    """
+
+    def __init__(self, cfg: DictConfig):
+        self.size = cfg.image_size
+        self.short_side = math.floor(cfg.image_size / cfg.crop_pct)
+        self.interpolation = v2.InterpolationMode(cfg.interpolation)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Takes and returns uint8 ``[..., 3, height, width]``."""
+        if images.shape[-2:] == (self.size, self.size):
+            return images
+        images = F.resize(images, [self.short_side], self.interpolation, antialias=True)
+        return F.center_crop(images, [self.size, self.size])
+
+
+class EvalTransform:
+    """Fits and normalises."""
+
+    def __init__(self, cfg: DictConfig):
+        self.fit = Fit(cfg)
+        self.mean, self.std = list(cfg.mean), list(cfg.std)
+
+    def __call__(self, images: Tensor | list[Tensor]) -> Tensor:
+        """uint8 images, stacked or of different sizes, to float32 ``[B, 3, S, S]``."""
+        return self.normalise(_each(self.fit, images))
+
+    def normalise(self, images: Tensor) -> Tensor:
+        return F.normalize(F.to_dtype(images, torch.float32, scale=True), self.mean, self.std)
+
+
+class TrainTransform(EvalTransform):
+    """Augments: each image by its own draw; crops and flips are done on the batch at once."""
+
+    def __init__(self, cfg: DictConfig):
+        super().__init__(cfg)
+        options = cfg.augment
+        self.resized_crop = None
+        if options.random_resized_crop is not None:
+            self.resized_crop = v2.RandomResizedCrop(
+                cfg.image_size,
+                scale=tuple(options.random_resized_crop),
+                interpolation=self.fit.interpolation,
+                antialias=True,
+            )
+        self.crop_padding, self.hflip = options.crop_padding, options.hflip
+        self.auto_augment = _auto_augment(cfg)
+        self.erase = RandomErasing(options.random_erasing, mode="pixel", device="cpu")
+
+    def __call__(self, images: Tensor | list[Tensor]) -> Tensor:
+        """uint8 images, stacked or of different sizes, to float32 ``[B, 3, S, S]``."""
+        if self.resized_crop is not None:
+            images = torch.stack([self.resized_crop(image) for image in images])
+        else:
+            images = _each(self.fit, images)
+        if self.crop_padding:
+            images = padded_crop(images, self.crop_padding)
+        if self.hflip:
+            flipped = torch.rand(len(images)) < self.hflip
+            images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
+        if self.auto_augment is not None:
+            augmented = [self.auto_augment(F.to_pil_image(image)) for image in images]
+            images = torch.stack([F.pil_to_tensor(image) for image in augmented])
+        images = self.normalise(images)
+        return self.erase(images) if self.erase.probability else images
+
+
+def padded_crop(images: Tensor, padding: int) -> Tensor:
+    """Pads ``[B, C, H, W]`` with zeros and crops a random H×W window from each image."""
+    count, _, height, width = images.shape
+    windows = F.pad(images, [padding]).unfold(2, height, 1).unfold(3, width, 1)
+    top, left = torch.randint(2 * padding + 1, (2, count))
+    return windows[torch.arange(count), :, top, left]
+
+
+def _each(fit: Fit, images: Tensor | list[Tensor]) -> Tensor:
+    return fit(images) if isinstance(images, Tensor) else torch.stack([fit(i) for i in images])
+
+
+def _auto_augment(cfg: DictConfig):
+    """timm's RandAugment, AugMix or AutoAugment, by the name that timm gives it."""
+    policy = cfg.augment.auto_augment
+    if policy is None:
+        return None
+    hparams = {
+        "translate_const": int(cfg.image_size * 0.45),
+        "img_mean": tuple(min(255, round(255 * mean)) for mean in cfg.mean),
+        "interpolation": str_to_pil_interp(cfg.interpolation),
+    }
+    if policy.startswith("rand"):
+        create = rand_augment_transform
+    elif policy.startswith("augmix"):
+        create = augment_and_mix_transform
+    else:
+        create = auto_augment_transform
+    try:
+        return create(policy, hparams)
+    except (AssertionError, KeyError, ValueError) as error:
+        raise UserError(
+            "dataset.augment.auto_augment",
+            policy,
+            "a policy as timm writes it, such as rand-m7-mstd0.5-inc1, augmix-m3 or original",
+        ) from error

@@ -1,0 +1,58 @@
+"""How well a network classifies."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass
+class Tally:
+    """Sums over the images seen so far; sums of parts of a dataset add up to the whole's."""
+
+    images: int = 0
+    correct: int = 0
+    loss_sum: float = 0.0
+
+    def add(self, logits: Tensor, labels: Tensor) -> "Tally":
+        """Count a batch: logits ``[B, classes]``, labels ``[B]``."""
+        self.images += len(labels)
+        self.correct += int((logits.argmax(1) == labels).sum())
+        # summed in float64, so that the batch size changes no digit that is shown
+        self.loss_sum += float(F.cross_entropy(logits.double(), labels, reduction="sum"))
+        return self
+
+    @property
+    def top1(self) -> float:
+        """Accuracy in percent."""
+        return 100.0 * self.correct / self.images
+
+    @property
+    def top1_stderr(self) -> float:
+        """Standard error of ``top1`` in points (binomial)."""
+        share = self.correct / self.images
+        return 100.0 * math.sqrt(share * (1.0 - share) / self.images)
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy in nats."""
+        return self.loss_sum / self.images
+
+    def as_dict(self) -> dict[str, float]:
+        """``top1`` and ``top1_stderr`` in percent, ``loss`` in nats, ``images``."""
+        return {
+            "top1": self.top1, "top1_stderr": self.top1_stderr, "loss": self.loss, "images": self.images,
+        }
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> Tally:
+    """Accuracy and loss of ``model``, in evaluation mode, over batches of (images, labels)."""
+    model.eval().to(device)
+    tally = Tally()
+    for images, labels in batches:
+        tally.add(model(images.to(device)), labels.to(device))
+    return tally

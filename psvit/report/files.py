@@ -1,0 +1,147 @@
+"""Reads the files of a run folder: they are the record that every report is made from."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from psvit.channels import KINDS
+from psvit.errors import UserError
+
+SENSITIVITY_COLUMNS = [
+    "group", "kind", "size", "ratio", "removed", "parameters", "memory_saving", "images", "top1",
+    "loss",
+]
+UNIFORM_COLUMNS = [
+    "ratio", "parameters", "memory_mb", "memory_saving", "images", "top1", "loss",
+]
+ROW_KEYS = ["name", "top1", "parameters", "memory_mb", "memory_saving"]
+# A plan may hold a hundred thousand indices: the C parser reads them ten times faster.
+_YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """What a run left in its folder; a part that was not run is None."""
+
+    folder: Path
+    # the resolved config
+    config: dict[str, Any]
+    # results.json
+    results: dict[str, Any]
+    # one row per (channel group, ratio), measured on the validation split
+    sensitivity: pd.DataFrame | None
+    # one row per ratio, measured on the validation split
+    uniform: pd.DataFrame | None
+    # every channel group: columns group, kind, size, kept (units), ratio (share removed)
+    plan: pd.DataFrame | None
+    # the policy that made the plan
+    policy: str | None
+
+    @property
+    def base_validation(self) -> tuple[float, int] | None:
+        """Top-1 in percent and number of images of the base network on the validation split."""
+        measured = self.results.get("validation")
+        if measured:
+            return float(measured["top1"]), int(measured["images"])
+        if self.uniform is not None:
+            base = self.uniform[self.uniform["ratio"] == 0]
+            if len(base):
+                return float(base["top1"].iloc[0]), int(base["images"].iloc[0])
+        return None
+
+    def row(self, name: str) -> dict[str, Any] | None:
+        """The network called ``name`` in the results, or None."""
+        return next((row for row in self.results["rows"] if row["name"] == name), None)
+
+
+def read_run(folder: str | Path) -> RunFiles:
+    """Read a run folder.
+
+    Raises:
+        UserError: the folder is not that of a run, or a file in it cannot be read.
+    """
+    folder = Path(folder)
+    if not (folder / "results.json").is_file():
+        raise UserError("folder", folder, "not a run folder: it holds no results.json")
+    results = _read(folder / "results.json", lambda path: json.loads(path.read_text()))
+    if not isinstance(results, dict) or not results.get("rows"):
+        raise UserError("folder", folder, "results.json holds no rows")
+    for row in results["rows"]:
+        missing = [key for key in ROW_KEYS if row.get(key) is None]
+        if missing:
+            raise UserError("folder", folder, f"a row of results.json lacks {', '.join(missing)}")
+    sensitivity = _read_csv(folder / "sensitivity.csv", SENSITIVITY_COLUMNS)
+    if sensitivity is not None:
+        # a resumed analysis may have measured its last row twice
+        sensitivity = sensitivity.drop_duplicates(["group", "ratio"], keep="last")
+    uniform = _read_csv(folder / "uniform.csv", UNIFORM_COLUMNS)
+    plan = _read(folder / "plan.yaml", _load_yaml) or {}
+    return RunFiles(
+        folder=folder,
+        config=_read(folder / "config.yaml", _load_yaml) or {},
+        results=results,
+        sensitivity=sensitivity,
+        uniform=None if uniform is None else uniform.sort_values("ratio", ignore_index=True),
+        plan=_plan_frame(folder, plan.get("groups") or {}, sensitivity),
+        policy=plan.get("policy"),
+    )
+
+
+def standard_error(top1: Any, images: Any) -> Any:
+    """Binomial standard error, in points, of a top-1 in percent measured on ``images`` images."""
+    share = np.asarray(top1, dtype=float) / 100
+    return 100 * np.sqrt(share * (1 - share) / np.asarray(images, dtype=float))
+
+
+def _load_yaml(path: Path) -> Any:
+    with path.open() as file:
+        return yaml.load(file, Loader=_YAML)
+
+
+def _read(path: Path, parse: Any) -> Any:
+    """What ``parse`` makes of the file, or None without the file."""
+    if not path.is_file():
+        return None
+    try:
+        return parse(path)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError("folder", path.parent, f"{path.name} cannot be read ({reason})") from error
+
+
+def _read_csv(path: Path, columns: list[str]) -> pd.DataFrame | None:
+    frame = _read(path, pd.read_csv)
+    if frame is None:
+        return None
+    missing = [column for column in columns if column not in frame]
+    if missing:
+        reason = f"{path.name} lacks the columns {', '.join(missing)}"
+        raise UserError("folder", path.parent, reason)
+    # a run that was killed may have left half a row
+    frame = frame.dropna(subset=columns)
+    return frame if len(frame) else None
+
+
+def _plan_frame(
+    folder: Path, groups: dict[str, Any], sensitivity: pd.DataFrame | None
+) -> pd.DataFrame | None:
+    columns = ["group", "kind", "size", "kept", "ratio"]
+    rows: dict[str, tuple[str, str, int, int, float]] = {}
+    if groups and sensitivity is not None:
+        # the network's order, and with the groups that the plan, not naming them, keeps whole
+        for group in sensitivity.drop_duplicates("group").itertuples():
+            rows[group.group] = (group.group, group.kind, group.size, group.size, 0.0)
+    for name, entry in groups.items():
+        try:
+            size, kept = int(entry["size"]), len(entry["kept"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError("folder", folder, f"plan.yaml: {name} has no size and kept") from error
+        last = name.rsplit(".", 1)[-1]
+        kind = rows[name][1] if name in rows else last if last in KINDS else "hidden"
+        rows[name] = (name, kind, size, kept, 1 - kept / size)
+    return pd.DataFrame(rows.values(), columns=columns) if rows else None

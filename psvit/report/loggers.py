@@ -1,0 +1,69 @@
+"""Opens and closes the loggers that the ``logger`` config group names."""
+
+import logging
+from typing import Any
+
+from hydra.utils import instantiate
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig
+
+_log = logging.getLogger(__name__)
+
+
+def open_loggers(config: DictConfig | None) -> list[Logger]:
+    """Make the loggers of ``config``, a mapping from a logger's name to its ``_target_`` config.
+
+    A logger that cannot be had never stops a run: one whose package is not installed is left out,
+    and W&B without an account or a network goes on offline. Either is said in one line.
+    """
+    loggers = []
+    for name, entry in (config or {}).items():
+        try:
+            loggers.append(_opened(instantiate(entry)))
+        except Exception as error:  # whatever a logging service raises
+            reason = _reason(error)
+            if isinstance(error.__cause__, ModuleNotFoundError):
+                _log.warning("logger=%s is left out, it is not installed: %s", name, reason)
+            elif entry.get("offline") is False:
+                _log.warning("logger=%s goes on offline: %s", name, reason)
+                # Lightning's ``offline`` alone comes too late once W&B has read its environment
+                loggers.append(_opened(instantiate(entry, offline=True, mode="offline")))
+            else:
+                raise
+    return loggers
+
+
+def wandb_run(loggers: list[Logger]) -> Any | None:
+    """The live W&B run among ``loggers``; None without one, and on all processes but the first."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger) and rank_zero_only.rank == 0:
+            return logger.experiment
+    return None
+
+
+def close_loggers(loggers: list[Logger], failed: bool = False) -> None:
+    """Finish the loggers, so that the next job of a multirun begins its own."""
+    for logger in loggers:
+        try:
+            logger.finalize("failed" if failed else "success")
+            if isinstance(logger, WandbLogger):
+                logger.experiment.finish(exit_code=int(failed))
+        except Exception as error:
+            _log.warning("%s was not closed: %s", type(logger).__name__, _reason(error))
+
+
+def _opened(logger: Logger) -> Logger:
+    if isinstance(logger, WandbLogger):
+        # Lightning passes this setting always; W&B, which dropped it, then prints a warning
+        vars(logger).get("_wandb_init", {}).pop("anonymous", None)
+        # opened now, so that what is wrong shows before the training and not after it
+        _ = logger.experiment
+    return logger
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,142 @@
+"""The two figures of the sensitivity analysis: curves by block, and a map of all groups."""
+
+import math
+
+import numpy as np
+import pandas as pd
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.colors import Colormap, PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from psvit.report import style
+from psvit.report.files import RunFiles, standard_error
+
+MARKERS = "osD^vP*X<>"
+
+
+def curves(run: RunFiles) -> Figure | None:
+    """The drop against the share removed: a panel for each block, a line for each channel group.
+
+    The colour is the group's kind; the marker tells groups of one kind apart. All panels share
+    their axes, so that blocks can be compared; drops stand on a square-root scale, so that one
+    group that collapses does not press the others together.
+    """
+    rows, base = run.sensitivity, run.base_validation
+    if rows is None or base is None:
+        return None
+    places = style.by_place(rows["group"].unique())
+    columns = 3 if len(places) in (3, 5, 6, 9) else min(4, len(places))
+    lines = math.ceil(len(places) / columns)
+    looks = _looks(rows)
+    legend_lines = math.ceil((len(looks) + 1) / 4)
+    figure = style.new_figure(max(2.6, 1.4 * lines + 0.45 + 0.17 * legend_lines))
+    axes = list(figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flat)
+    error = float(standard_error(*base))
+    for axis, (place, groups) in zip(axes, places.items(), strict=False):
+        axis.set_title(place, loc="left", weight="bold")
+        axis.axhspan(-error, error, color="#dcdcdc", lw=0)
+        axis.axhline(0, color=style.GREY, lw=0.8, ls="--")
+        for group in groups:
+            curve = rows[(rows["group"] == group) & (rows["removed"] > 0)].sort_values("ratio")
+            removed, drop = 100 * curve["removed"] / curve["size"], base[0] - curve["top1"]
+            look = looks[_look(group, rows.loc[rows["group"] == group, "kind"].iloc[0])]
+            axis.plot([0, *removed], [0, *drop], gid=group, clip_on=False, **look)
+    for axis in axes[len(places):]:
+        axis.set_axis_off()
+    # also under a panel of the last line but one, where the last line ends early
+    for axis in axes[max(0, len(places) - columns):len(places)]:
+        axis.tick_params(labelbottom=True)
+    axes[0].set_xlim(0, 1.03 * float((100 * rows["removed"] / rows["size"]).max()))
+    _drop_axis(axes[0], base[0] - rows["top1"], error)
+    figure.supxlabel("channels of the group removed (%)", fontsize=8)
+    figure.supylabel("drop in validation top-1 (points)", fontsize=8)
+    handles = [Line2D([], [], label=_legend_name(key), **look) for key, look in looks.items()]
+    label = f"base network: {base[0]:.1f} %, ± 1 s.e."
+    handles.append(Line2D([], [], color=style.GREY, ls="--", label=label))
+    figure.legend(handles=handles, loc="outside upper center", ncols=min(4, len(handles)))
+    return figure
+
+
+def drop_map(run: RunFiles) -> Figure | None:
+    """The drop in points of every channel group (lines) at every ratio asked (columns)."""
+    rows, base = run.sensitivity, run.base_validation
+    if rows is None or base is None:
+        return None
+    # a group that lost no channel was not tested: its cell is empty, not a drop of zero
+    tested = rows[(rows["removed"] > 0) | (rows["ratio"] == 0)]
+    drops = base[0] - tested.pivot(index="group", columns="ratio", values="top1")
+    kinds = dict(zip(rows["group"], rows["kind"], strict=True))
+    columns = style.listing(kinds)
+    longest = max(map(len, columns))
+    height = max(2.8, style.LINE * longest + style.MARGIN)
+    figure = style.new_figure(height, style.WIDTH if len(columns) > 1 else 4.8)
+    norm = PowerNorm(0.5, vmin=0, vmax=max(1.0, float(np.nanmax(drops.to_numpy(), initial=0))))
+    axes = figure.subplots(1, len(columns), squeeze=False)[0]
+    for axis, lines in zip(axes, columns, strict=True):
+        # rounded as written, so that a cell that says 0.0 has the colour of 0.0
+        values = drops.reindex([group for _, group in lines]).to_numpy().round(1) + 0.0
+        image = axis.imshow(values, aspect="auto", norm=norm, cmap=_drop_colours())
+        _number_cells(axis, values, norm)
+        axis.set_xticks(range(drops.shape[1]), [f"{100 * ratio:g}" for ratio in drops.columns])
+        axis.set_xlabel("channels removed (%)")
+        style.list_groups(axis, lines, kinds, -0.5, longest)
+    bar = figure.colorbar(image, ax=axes, extend="min", shrink=min(1.0, 2.6 / height), aspect=16)
+    bar.set_label("drop in validation top-1 (points);\nblue: better than the base network")
+    bar.outline.set_visible(False)
+    style.kind_legend(figure, kinds.values())
+    return figure
+
+
+def _look(group: str, kind: str) -> tuple[str, str]:
+    """What a line's look stands for: its kind, and what the group is within its block."""
+    return kind, style.split_name(group)[1]
+
+
+def _looks(rows: pd.DataFrame) -> dict[tuple[str, str], dict[str, object]]:
+    """A colour and a marker for every look; kinds in the palette's order, then the network's."""
+    found = dict.fromkeys(map(_look, rows["group"], rows["kind"]))
+    looks: dict[tuple[str, str], dict[str, object]] = {}
+    for kind in style.COLOURS:
+        for index, look in enumerate(look for look in found if look[0] == kind):
+            looks[look] = {
+                "color": style.COLOURS[kind],
+                "marker": MARKERS[index % len(MARKERS)],
+                "ls": ("-", "--", "-.", ":")[index % 4],
+                "mfc": "white" if index % 2 else style.COLOURS[kind],
+                "mew": 0.8,
+                "lw": 1.0,
+            }
+    return looks
+
+
+def _drop_axis(axis: Axes, drops: pd.Series, error: float) -> None:
+    """A square-root scale, downwards, with as many ticks as it holds."""
+    lowest, highest = min(-error, drops.min()), max(2.0, 1.1 * drops.max())
+    axis.set_yscale(
+        "function",
+        functions=(lambda y: np.sign(y) * np.sqrt(np.abs(y)), lambda y: np.sign(y) * np.square(y)),
+    )
+    axis.set_ylim(highest, 1.2 * lowest)
+    steps = (0, 1, 5, 20, 50, 80) if highest > 15 else (0, 0.5, 2, 5, 10)
+    ticks = [tick for tick in steps if tick <= highest]
+    axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+
+
+def _legend_name(look: tuple[str, str]) -> str:
+    kind, role = look
+    return role if role.rsplit(".", 1)[-1] == kind else f"{role} ({kind})"
+
+
+def _drop_colours() -> Colormap:
+    """Pale yellow to dark brown; blue below zero, white where nothing was measured."""
+    return colormaps["YlOrBr"].with_extremes(under="#c6dcf0", bad="white")
+
+
+def _number_cells(axis: Axes, values: np.ndarray, norm: PowerNorm) -> None:
+    for (y, x), drop in np.ndenumerate(values):
+        if np.isfinite(drop):
+            text = f"{drop:.1f}".replace("-", "−")
+            colour = "white" if norm(drop) > 0.6 else "#303030"
+            axis.text(x, y, text, size=5.5, ha="center", va="center", color=colour)

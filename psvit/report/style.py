@@ -1,0 +1,140 @@
+"""The one look of the figures, and how seventy channel groups are laid out to stay readable."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+# Okabe and Ito's palette: told apart by colour-blind readers and in print.
+COLOURS = {
+    "hidden": "#0072B2",
+    "query_key": "#D55E00",
+    "value": "#009E73",
+    "head": "#CC79A7",
+    "stream": "#E69F00",
+}
+GREY = "#6b6b6b"
+STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "figure.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.7,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e3e3e3",
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 3.5,
+    "savefig.dpi": 150,
+    # the same run gives the same bytes
+    "svg.hashsalt": "psvit",
+}
+# a component of a group's name that says where it is
+PLACE = re.compile(r"(stage|block|layer)_?(\d+[a-z]?)")
+# keeps grid lines out of a label
+PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
+# two columns of a paper, in inches
+WIDTH = 7.2
+# a line of a list of groups, and what stands above and below the list, in inches
+LINE, MARGIN = 0.155, 0.9
+
+
+def new_figure(height: float, width: float = WIDTH) -> Figure:
+    """An empty figure, drawn by Agg and known to no window system. Sizes are in inches."""
+    return Figure(figsize=(width, max(height, 1.8)), layout="constrained")
+
+
+def styled() -> matplotlib.RcParams:
+    """A context in which figures are made and saved; the caller's own settings come back after."""
+    return matplotlib.rc_context(STYLE)
+
+
+def save(figure: Figure, folder: Path, name: str) -> list[Path]:
+    """Write ``name.png`` (150 dpi) and ``name.svg`` and return their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}.png", folder / f"{name}.svg"]
+    figure.savefig(paths[0], metadata={"Software": None})
+    figure.savefig(paths[1], metadata={"Date": None, "Creator": None})
+    return paths
+
+
+def split_name(group: str) -> tuple[str, str]:
+    """Where a group is, and what it is: ``stage3.block2.mlp.hidden`` -> (``stage 3 · block 2``,
+    ``mlp.hidden``)."""
+    parts = group.split(".")
+    here = 0
+    while here < min(2, len(parts) - 1) and PLACE.fullmatch(parts[here]):
+        here += 1
+    here = here or min(1, len(parts) - 1)
+    place = [PLACE.sub(r"\1 \2", part) for part in parts[:here]]
+    return " · ".join(place) or "network", ".".join(parts[here:])
+
+
+def by_place(groups: Iterable[str]) -> dict[str, list[str]]:
+    """Groups gathered by block, in the network's order; a whole stage's come before its blocks'."""
+    places: dict[str, list[str]] = {}
+    for group in groups:
+        places.setdefault(split_name(group)[0], []).append(group)
+    stages = list(dict.fromkeys(place.split(" · ")[0] for place in places))
+    order = sorted(places, key=lambda place: (stages.index(place.split(" · ")[0]), "·" in place))
+    return {place: places[place] for place in order}
+
+
+def listing(groups: Iterable[str], longest: int = 40) -> list[list[tuple[str, str | None]]]:
+    """Lines for a tall list of groups, in two even columns where one would pass ``longest`` lines.
+
+    Returns:
+        Columns of lines (label, group): a block's heading (group None), then its groups. No block
+        is broken over two columns.
+    """
+    places = by_place(groups)
+    total = sum(1 + len(members) for members in places.values())
+    columns: list[list[tuple[str, str | None]]] = [[]]
+    for place, members in places.items():
+        middle = len(columns[0]) + (1 + len(members)) / 2
+        if total > longest and len(columns) == 1 and columns[0] and middle > total / 2:
+            columns.append([])
+        columns[-1].append((place, None))
+        columns[-1].extend((split_name(group)[1], group) for group in members)
+    return columns
+
+
+def list_groups(
+    axis: Axes, lines: list[tuple[str, str | None]], kinds: dict[str, str], x: float, height: int
+) -> None:
+    """Name the lines of one column of ``listing`` beside the axis: blocks bold, groups coloured.
+
+    Args:
+        x: where a block's heading starts, in the axis's own units.
+        height: lines of the longest column, so that all columns have lines of one height.
+    """
+    members = [(y, label, kinds[group]) for y, (label, group) in enumerate(lines) if group]
+    axis.set_yticks([y for y, *_ in members], [label for _, label, _ in members])
+    for tick, (_, _, kind) in zip(axis.get_yticklabels(), members, strict=True):
+        tick.set_color(COLOURS.get(kind, GREY))
+    for y, (label, group) in enumerate(lines):
+        if group is None:
+            axis.text(x, y, label, weight="bold", size=7, va="center", bbox=PAPER)
+    axis.set_ylim(height - 0.4, -0.6)
+    axis.tick_params(axis="y", length=0)
+    axis.grid(False)
+    axis.spines[["left", "bottom"]].set_visible(False)
+
+
+def kind_legend(figure: Figure, kinds: Iterable[str]) -> None:
+    """Name the kinds' colours below the figure, in the palette's order."""
+    shown = set(kinds)
+    handles = [Patch(color=colour, label=kind) for kind, colour in COLOURS.items() if kind in shown]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))

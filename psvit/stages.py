@@ -1,0 +1,200 @@
+"""The stages of a run: what each one does, and the files it leaves in the run's folder."""
+
+import copy
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from hydra.utils import instantiate
+from lightning import Callback, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig, OmegaConf
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
+
+from psvit.channels import Plan
+from psvit.data import ImageData
+from psvit.errors import UserError
+from psvit.files import write_json
+from psvit.measure.accuracy import evaluate
+from psvit.measure.footprint import memory_mb, memory_saving, parameters
+from psvit.models import create_model
+from psvit.pruning import allocation, checkpoint, prune
+from psvit.pruning.importance import Ranking
+from psvit.pruning.sensitivity import grid_points, measure_sensitivity
+from psvit.training.callbacks import PruneBeforeFit
+from psvit.training.module import Classifier
+
+_log = logging.getLogger(__name__)
+
+# PSViT, arXiv 2606.03257, abstract: SDT-V2 on ImageNet-1K
+PUBLISHED = {
+    "base": {"top1": 73.3, "drop": 0.0, "memory_saving": 0.0},
+    "fine_grained": {"top1": 70.3, "drop": 3.0, "memory_saving": 0.224},
+    "fine_grained + fine-tuning": {"top1": 72.8, "drop": 0.5, "memory_saving": 0.224},
+}
+
+
+def build_network(cfg: DictConfig, data: ImageData) -> tuple[nn.Module, bool]:
+    """The base network, and whether it comes trained (``ckpt_path``).
+
+    Raises:
+        UserError: the values make no network, or the checkpoint is another network's.
+    """
+    values = OmegaConf.to_container(cfg.model, resolve=True)
+    for name in ("num_classes", "in_channels"):
+        given, found = values.get(name), getattr(data, name)
+        if given not in (None, found):
+            raise UserError(f"model.{name}", given, f"dataset={cfg.dataset.name} has {found}")
+        values[name] = found
+    if cfg.ckpt_path is None:
+        return create_model(**values), False
+    network, _ = checkpoint.load(cfg.ckpt_path)
+    for name in ("name", "num_classes", "in_channels", "image_size"):
+        if network.spec.get(name, values[name]) != values[name]:
+            raise UserError(
+                "ckpt_path", cfg.ckpt_path,
+                f"its network has {name}={network.spec[name]}, this run asks for {values[name]}",
+            )
+    return network, True
+
+
+def rank_channels(cfg: DictConfig, network: nn.Module) -> Ranking:
+    """The groups that the config lets be pruned, each one's channels in order of importance."""
+    pruning = cfg.pruning
+    return Ranking(network, pruning.importance, list(pruning.kinds), list(pruning.protect))
+
+
+def check_pruning(cfg: DictConfig, network: nn.Module) -> None:
+    """Raise a UserError for a grid or a target that this network cannot meet."""
+    if cfg.pruning.name == "none":
+        return
+    ranking = rank_channels(cfg, network)
+    grid_points(ranking.groups.values(), [cfg.pruning.get("ratio", 0.0), *cfg.pruning.ratios])
+    target = cfg.pruning.get("target_memory_saving")
+    if target is not None:
+        allocation.check_reachable(network, ranking, target, max(cfg.pruning.ratios))
+
+
+class Stages:
+    """One run: its config, its data, and what it has found so far.
+
+    Args:
+        cfg: the composed config.
+        data: the images.
+        folder: where the files go.
+        loggers: Lightning's loggers.
+    """
+
+    def __init__(self, cfg: DictConfig, data: ImageData, folder: Path, loggers: list[Logger]):
+        self.cfg, self.data, self.folder, self.loggers = cfg, data, folder, loggers
+        on_gpu = cfg.trainer.accelerator in ("gpu", "cuda")
+        self.device = torch.device("cuda" if on_gpu else "cpu")
+        self.results: dict[str, Any] = {
+            "run": {
+                "name": cfg.name, "model": cfg.model.name, "dataset": cfg.dataset.name,
+                "pruning": cfg.pruning.name, "seed": cfg.seed,
+            },
+            "target_memory_saving": cfg.pruning.get("target_memory_saving"),
+            "seconds": {},
+            "rows": [],
+        }
+
+    def train_base(self, network: nn.Module) -> nn.Module:
+        """Train the base network and save it under ``base/``."""
+        with self._timed("training"):
+            recipe = {**self.cfg.training, "epochs": self.cfg.trainer.max_epochs}
+            network = self._fit(network, recipe, "base", [])
+            self.save_network("base", network, None)
+        return network
+
+    def finetune(self, network: nn.Module, plan: Plan) -> nn.Module:
+        """Prune a copy of ``network`` inside Lightning and train what is left."""
+        with self._timed("fine-tuning"):
+            recipe = OmegaConf.to_container(self.cfg.finetune)
+            return self._fit(copy.deepcopy(network), recipe, "finetune", [PruneBeforeFit(plan)])
+
+    def uniform_curve(self, network: nn.Module, ranking: Ranking) -> None:
+        """Step 1: the whole network pruned at each ratio of the grid -> ``uniform.csv``."""
+        rows = []
+        with self._timed("uniform curve"):
+            for ratio in [0.0, *self.cfg.pruning.ratios]:
+                pruned = prune(network, allocation.uniform(ranking, ratio))
+                tally = evaluate(pruned, self.data.val_dataloader(), self.device)
+                count = parameters(pruned)
+                rows.append({
+                    "ratio": ratio, "parameters": count, "memory_mb": memory_mb(pruned),
+                    "memory_saving": memory_saving(count, parameters(network)), "images": tally.images,
+                    "top1": tally.top1, "loss": tally.loss,
+                })
+                pd.DataFrame(rows).to_csv(self.folder / "uniform.csv", index=False)
+                _log.info(
+                    "uniform %.2f: %.2f %% of parameters saved, validation top-1 %.2f %%",
+                    ratio, 100 * rows[-1]["memory_saving"], tally.top1,
+                )
+        self.results["validation"] = {name: rows[0][name] for name in ("top1", "loss", "images")}
+        self._write_results()
+
+    def sensitivity(self, network: nn.Module, ranking: Ranking) -> pd.DataFrame:
+        """Step 2: each group alone at each ratio, on the validation split -> ``sensitivity.csv``."""
+        columns = (
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        )
+        with self._timed("sensitivity"), Progress(*columns) as bar:
+            task = bar.add_task("sensitivity", total=None)
+            return measure_sensitivity(
+                network, self.data.val_dataloader(), list(self.cfg.pruning.ratios), ranking,
+                self.folder / "sensitivity.csv", self.device,
+                on_row=lambda done, total: bar.update(task, completed=done, total=total),
+            )
+
+    def add_row(self, name: str, network: nn.Module, plan: Plan | None = None) -> None:
+        """Measure a network on the test split: a row of the final table."""
+        tally = evaluate(network, self.data.test_dataloader(), self.device)
+        rows = self.results["rows"]
+        base = rows[0]["parameters"] if rows else parameters(network)
+        rows.append({
+            "name": name, **tally.as_dict(), "parameters": parameters(network),
+            "memory_mb": memory_mb(network), "memory_saving": memory_saving(parameters(network), base),
+            "published": PUBLISHED.get(name),
+        })
+        self._write_results()
+
+    def save_network(self, name: str, network: nn.Module, plan: Plan | None) -> None:
+        """Write ``network`` to the folder ``name``, with all it takes to use it elsewhere."""
+        checkpoint.save(
+            network, self.folder / name, plan,
+            preprocessing=self.data.preprocessing,
+            classes=list(self.data.class_names),
+            provenance={"seed": self.cfg.seed, "run": self.cfg.name},
+        )
+
+    def _fit(
+        self, network: nn.Module, recipe: dict[str, Any], prefix: str, callbacks: list[Callback]
+    ) -> nn.Module:
+        module = Classifier(network, recipe, self.data.num_classes, prefix)
+        trainer: Trainer = instantiate(
+            self.cfg.trainer, max_epochs=recipe["epochs"], logger=self.loggers,
+            default_root_dir=str(self.folder), enable_checkpointing=False,
+            callbacks=[RichProgressBar(leave=False), *callbacks],
+        )
+        # an evaluation may have come before, and Lightning leaves the mode as it finds it
+        trainer.fit(module.train(), self.data)
+        return module.network
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        _log.info("%s …", stage)
+        start = time.perf_counter()
+        yield
+        self.results["seconds"][stage] = round(time.perf_counter() - start, 2)
+        _log.info("%s took %.1f s", stage, self.results["seconds"][stage])
+
+    def _write_results(self) -> None:
+        write_json(self.folder / "results.json", self.results)

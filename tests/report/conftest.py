@@ -1,0 +1,22 @@
+import pytest
+import report_runs
+
+from psvit.report import write_report
+from psvit.report.files import read_run
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """A run of 64 channel groups with its report; tests only read it."""
+    folder = report_runs.write_run(tmp_path_factory.mktemp("run"))
+    for network in ("pruned", "finetuned"):
+        (folder / network).mkdir()
+        (folder / network / "model.safetensors").write_bytes(network.encode() * 1000)
+        (folder / network / "model.yaml").write_text("family: meta_spikeformer\n")
+    write_report(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run(folder):
+    return read_run(folder)

@@ -1,0 +1,55 @@
+import os
+import subprocess
+import sys
+
+import pytest
+import report_runs
+
+from psvit.errors import UserError
+from psvit.report import write_report
+from psvit.report.__main__ import main
+
+TWO = {"stage1.block1.mlp.hidden": ("hidden", 64), "stage1.block1.conv.hidden": ("hidden", 32)}
+
+
+def test_command_remakes_the_report_and_prints_the_table(tmp_path, capsys):
+    folder = report_runs.write_run(tmp_path / "run", TWO)
+    assert main([str(folder)]) == 0
+    assert (folder / "table.md").is_file() and (folder / "figures" / "plan.svg").is_file()
+    assert "fine_grained + fine-tuning" in capsys.readouterr().out
+
+
+def test_a_folder_that_is_no_run_is_one_line_and_status_2(tmp_path):
+    environment = {**os.environ, "HYDRA_FULL_ERROR": "0"}
+    command = [sys.executable, "-m", "psvit.report", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == f"folder={tmp_path}: not a run folder: it holds no results.json\n"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("results.json", '{"rows": [', "results.json cannot be read"),
+        ("results.json", "[]", "results.json holds no rows"),
+        ("results.json", '{"rows": [{"name": "base"}]}', "lacks top1"),
+        ("plan.yaml", "groups: {a: [", "plan.yaml cannot be read"),
+        ("plan.yaml", "groups: {a: {size: 3}}", "a has no size and kept"),
+        ("sensitivity.csv", "group,ratio\na,0.1\n", "sensitivity.csv lacks the columns kind"),
+        ("uniform.csv", "", "uniform.csv cannot be read"),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path, file, content, said):
+    folder = report_runs.write_run(tmp_path / "run", TWO)
+    (folder / file).write_text(content)
+    with pytest.raises(UserError) as error:
+        write_report(folder)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_half_a_row_and_a_row_measured_twice_do_no_harm(tmp_path):
+    folder = report_runs.write_run(tmp_path / "run", TWO)
+    rows = (folder / "sensitivity.csv").read_text().splitlines()
+    (folder / "sensitivity.csv").write_text("\n".join([*rows, rows[-1], "stage1.block1.mlp"]))
+    write_report(folder)
+    assert (folder / "figures" / "sensitivity_map.png").is_file()
