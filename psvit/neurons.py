@@ -45,7 +45,7 @@ class LIF(neuron.LIFNode):
 
     def multi_step_forward(self, x_seq: Tensor, *args, **kwargs) -> Tensor:
         lean = (
-            x_seq.device.type == "cpu"
+            x_seq.device.type in ("cpu", "meta")
             and self.decay_input
             and self.v_reset is not None
             and not self.store_v_seq
@@ -68,25 +68,67 @@ class LIF(neuron.LIFNode):
         return super().multi_step_forward(x_seq, *args, **kwargs)
 
 
+class IntegerLIF(neuron.ILIFNode):
+    """Multi-step integer neuron: the number of spikes out of ``levels``, as a fraction.
+
+    U[t] = beta * V[t-1] + X[t];  C[t] = round(clip(U[t], 0, D));  V[t] = U[t] - C[t];  it emits
+    C[t] / norm. Spike-driven Transformer V3 (arXiv 2411.16061), whose released networks have T = 1
+    and so no decay to choose: beta = 1/4 is that of I-LIF (arXiv 2407.20708) and spikingjelly.
+    Same counts and the same gradients as ``spikingjelly.activation_based.neuron.ILIFNode``, whose
+    state, rounding and surrogate it uses, without the temporaries of its CPU path. Gradients pass
+    where 0 <= U <= D; they do not reach back into an earlier call.
+
+    Args:
+        levels: D, the most spikes a step.
+        norm: what the count is divided by; None for ``levels``.
+    """
+
+    def __init__(self, levels: int = 4, norm: float | None = None):
+        super().__init__(
+            surrogate_function=surrogate.MultiLevelSpikeCount(levels), step_mode="m"
+        )
+        self.norm = float(levels if norm is None else norm)
+
+    def multi_step_forward(self, x_seq: Tensor, *args, **kwargs) -> Tensor:
+        if self.store_v_seq or self.v_threshold != 1.0 or self.detach_reset:
+            return super().multi_step_forward(x_seq, *args, **kwargs) / self.norm
+        leak, v, counts = 1.0 - 1.0 / self.tau, self.v, []
+        for x in x_seq:
+            charged = v * leak + x
+            counts.append(self.surrogate_function(charged))
+            v = charged - counts[-1]
+        # a state with a history could not be copied with the network
+        self.v = v.detach()
+        return torch.stack(counts) / self.norm
+
+
+# Comparisons write 0.0 and 1.0 straight into the spikes, and a reset subtracts what fired: on the
+# CPU, boolean masks take ten times as long. Both are exact.
+
+
 def _lif_inference(
     x_seq: Tensor, v: Tensor | float, tau: float, v_threshold: float, v_reset: float
 ) -> tuple[Tensor, Tensor]:
     """Spikes ``[T, ...]`` and the last membrane potential ``[...]``."""
     spikes = torch.empty_like(x_seq, memory_format=torch.contiguous_format)
-    for t in range(x_seq.shape[0]):
-        v = _charge(x_seq[t], v, tau, v_reset)
-        fired = v >= v_threshold
-        spikes[t] = fired
-        v.masked_fill_(fired, v_reset)
+    for x, spike in zip(x_seq, spikes, strict=True):
+        v = _charge(x, v, tau, v_reset, out=torch.empty_like(spike))
+        torch.ge(v, v_threshold, out=spike)
+        _reset(v, spike, v_reset, out=v)
     return spikes, v
 
 
-def _charge(x: Tensor, v: Tensor | float, tau: float, v_reset: float) -> Tensor:
-    """H[t] in a new tensor, rounded as spikingjelly rounds it."""
-    if isinstance(v, float):
-        return (x - (v - v_reset)).div_(tau).add_(v)
-    leak = v if v_reset == 0.0 else v - v_reset
-    return (x - leak).div_(tau).add_(v)
+def _charge(x: Tensor, v: Tensor | float, tau: float, v_reset: float, out: Tensor) -> Tensor:
+    """H[t], rounded as spikingjelly rounds it."""
+    if isinstance(v, float) and v == v_reset == 0.0:
+        return torch.div(x, tau, out=out)
+    return torch.sub(x, v if v_reset == 0.0 else v - v_reset, out=out).div_(tau).add_(v)
+
+
+def _reset(charge: Tensor, spike: Tensor, v_reset: float, out: Tensor) -> Tensor:
+    """V[t]: v_reset where there was a spike, else H[t]."""
+    torch.addcmul(charge, charge, spike, value=-1, out=out)
+    return out if v_reset == 0.0 else out.add_(spike, alpha=v_reset)
 
 
 class _LIFTraining(torch.autograd.Function):
@@ -96,12 +138,11 @@ class _LIFTraining(torch.autograd.Function):
     def forward(ctx, x_seq, v, tau, v_threshold, v_reset, alpha):
         charged = torch.empty_like(x_seq, memory_format=torch.contiguous_format)
         spikes = torch.empty_like(charged)
-        for t in range(x_seq.shape[0]):
-            charge = _charge(x_seq[t], v, tau, v_reset)
-            charged[t] = charge
-            fired = charge >= v_threshold
-            spikes[t] = fired
-            v = charge.masked_fill_(fired, v_reset)
+        potential = torch.empty_like(charged[0])
+        for x, charge, spike in zip(x_seq, charged, spikes, strict=True):
+            _charge(x, v, tau, v_reset, out=charge)
+            torch.ge(charge, v_threshold, out=spike)
+            v = _reset(charge, spike, v_reset, out=potential)
         ctx.save_for_backward(charged)
         ctx.constants = tau, v_threshold, alpha
         ctx.mark_non_differentiable(v)
@@ -113,13 +154,14 @@ class _LIFTraining(torch.autograd.Function):
         (charged,) = ctx.saved_tensors
         tau, v_threshold, alpha = ctx.constants
         grad_x = torch.empty_like(charged)
+        fired = torch.empty_like(charged[0])
         grad_v: Tensor | None = None
         for t in reversed(range(charged.shape[0])):
-            over = charged[t] - v_threshold
-            sigmoid = torch.sigmoid(over * alpha)
-            grad_charge = (1.0 - sigmoid).mul_(sigmoid).mul_(alpha).mul_(grad_spikes[t])
+            sigmoid = torch.sub(charged[t], v_threshold).mul_(alpha).sigmoid_()
+            grad_charge = torch.ops.aten.sigmoid_backward(grad_spikes[t], sigmoid).mul_(alpha)
             if grad_v is not None:
-                grad_charge.add_(grad_v.masked_fill_(over >= 0.0, 0.0))
+                torch.ge(charged[t], v_threshold, out=fired)
+                grad_charge.add_(grad_v.addcmul_(grad_v, fired, value=-1))
             torch.div(grad_charge, tau, out=grad_x[t])
             grad_v = grad_charge.mul_(1.0 - 1.0 / tau)
         return grad_x, None, None, None, None, None

@@ -3,7 +3,8 @@
 from torch import Tensor, nn
 
 from psvit.channels import ChannelGroup
-from psvit.errors import UserError
+from psvit.models.checks import check_counts, check_rate
+from psvit.models.ports import stream_groups
 from psvit.neurons import reset_state
 
 
@@ -13,6 +14,8 @@ class SpikingTransformer(nn.Module):
     A family fills the chain in its constructor: child modules that are ``nn.Sequential`` stages
     (each of their children is one segment) or single segments, in the order they run. The first
     segment has no neuron before its first layer and sees an image once; time begins behind it.
+    Blocks declare their channels (``channel_groups``) and where they meet the residual stream
+    (``residual_ports``); the streams' groups follow from the chain.
 
     Args:
         time_steps: steps for which a static image is shown; event frames bring their own.
@@ -20,8 +23,7 @@ class SpikingTransformer(nn.Module):
 
     def __init__(self, time_steps: int):
         super().__init__()
-        if time_steps < 1:
-            raise UserError("model.time_steps", time_steps, "expected at least 1")
+        check_counts(time_steps=time_steps)
         self.time_steps = time_steps
 
     def segments(self) -> dict[str, nn.Module]:
@@ -37,10 +39,9 @@ class SpikingTransformer(nn.Module):
     def encode(self, x: Tensor) -> Tensor:
         """Images ``[B, C, H, W]`` or frames ``[B, T, C, H, W]`` -> what enters the first segment.
 
-        An image becomes ``[1, B, C, H, W]``: what comes before the first neuron is the same at
-        every step and is computed once.
+        ``[T, B, C, H, W]``. An image is shown at every step: a view whose steps are one tensor.
         """
-        return x.unsqueeze(0) if x.dim() == 4 else x.transpose(0, 1)
+        return x.expand(self.time_steps, *x.shape) if x.dim() == 4 else x.transpose(0, 1)
 
     def run(self, x: Tensor, start: int = 0) -> Tensor:
         """Run the chain from segment ``start`` on the tensor that enters it; ``[B, classes]``."""
@@ -50,40 +51,51 @@ class SpikingTransformer(nn.Module):
         return x
 
     def step(self, segment: nn.Module, x: Tensor) -> Tensor:
-        """Run one segment of the chain; behind the first one, an image is shown at every step."""
-        first = segment is next(iter(self.segments().values()))
-        x = segment(x)
-        return x.expand(self.time_steps, *x.shape[1:]) if first and x.shape[0] == 1 else x
+        """Run one segment of the chain on what enters it."""
+        shown_again = x.shape[0] > 1 and x.stride(0) == 0
+        if shown_again and segment is next(iter(self.segments().values())):
+            # before the first neuron, every step of an image is the same: computed once
+            return segment(x[:1]).expand(x.shape[0], *(-1,) * (x.dim() - 1))
+        return segment(x)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``[B, classes]`` of images ``[B, C, H, W]`` or frames ``[B, T, C, H, W]``."""
         return self.run(self.encode(x))
 
     def channel_groups(self) -> dict[str, ChannelGroup]:
-        """All channel groups that the blocks declare, by readable name."""
+        """All channel groups, by readable name: those inside blocks, then those between them."""
         groups: dict[str, ChannelGroup] = {}
         for path, module in self.named_modules():
             if path and hasattr(module, "channel_groups"):
                 for group in module.channel_groups():
                     group = group.within(path)
                     groups[group.name] = group
+        for group in stream_groups(self, self.segments()):
+            groups[group.name] = group
         return groups
 
     def init_weights(self) -> None:
-        """Kaiming-normal convolutions (fan out), as residual spiking networks are usually trained."""
+        """Kaiming-normal convolutions, and batch norms that make neurons fire from the first batch.
+
+        The published initialisation (BN weight 1, bias 0) leaves the attention and the classifier
+        of a small network silent. Behind a silent neuron BN divides by the root of its eps, and
+        the gradients explode.
+        """
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-
-
-def check_heads(channels: int, num_heads: int, option: str = "model.num_heads") -> None:
-    """Raise a UserError unless the heads divide the width."""
-    if num_heads < 1 or channels % num_heads:
-        raise UserError(option, num_heads, f"the heads must divide the width {channels}")
+            elif isinstance(module, nn.BatchNorm2d):
+                nn.init.constant_(module.weight, 1.5)
+                nn.init.constant_(module.bias, 0.3)
 
 
 def spread_drop_path(rate: float, blocks: int) -> list[float]:
-    """Stochastic-depth rates growing linearly from 0 to ``rate`` over the blocks."""
+    """Stochastic-depth rates growing linearly from 0 to ``rate`` over the blocks.
+
+    Raises:
+        UserError: a rate outside [0, 1).
+    """
+    check_rate(rate)
     return [rate * index / max(blocks - 1, 1) for index in range(blocks)]

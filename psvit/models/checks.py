@@ -1,0 +1,90 @@
+"""One clear line for values that make no network."""
+
+from collections.abc import Sequence
+
+from psvit.errors import UserError
+
+
+def check_counts(**values: object) -> None:
+    """Raise a UserError unless every value is a whole number of at least 1."""
+    for name, value in values.items():
+        if not _is_count(value):
+            raise UserError(f"model.{name}", value, "expected a whole number of at least 1")
+
+
+def check_list(name: str, values: object, length: int) -> None:
+    """Raise a UserError unless ``values`` are ``length`` whole numbers of at least 1."""
+    fits = isinstance(values, Sequence) and not isinstance(values, str)
+    if not fits or len(values) != length or not all(map(_is_count, values)):
+        shown = list(values) if fits else values
+        raise UserError(f"model.{name}", shown, f"expected {length} whole numbers of at least 1")
+
+
+def check_heads(channels: int, num_heads: int) -> None:
+    """Raise a UserError unless the heads divide the width."""
+    check_counts(num_heads=num_heads)
+    if channels % num_heads:
+        raise UserError("model.num_heads", num_heads, f"the heads must divide the width {channels}")
+
+
+def check_rate(drop_path_rate: object) -> None:
+    """Raise a UserError unless the rate lies in [0, 1)."""
+    number = isinstance(drop_path_rate, (int, float)) and not isinstance(drop_path_rate, bool)
+    if not number or not 0.0 <= drop_path_rate < 1.0:
+        raise UserError("model.drop_path_rate", drop_path_rate, "expected at least 0, below 1")
+
+
+def check_hidden(width: int, mlp_ratio: object) -> None:
+    """Raise a UserError unless an MLP of this width has at least one hidden channel."""
+    number = isinstance(mlp_ratio, (int, float)) and not isinstance(mlp_ratio, bool)
+    if not number or not mlp_ratio * width >= 1:
+        raise UserError(
+            "model.mlp_ratio", mlp_ratio, f"leaves no hidden channel of a width of {width}"
+        )
+
+
+def check_scale(attention_scale: object) -> None:
+    """Raise a UserError unless the scale is a number above 0."""
+    number = isinstance(attention_scale, (int, float)) and not isinstance(attention_scale, bool)
+    if not number or not attention_scale > 0:
+        raise UserError("model.attention_scale", attention_scale, "expected a number above 0")
+
+
+def check_image(image_size: object, strides: Sequence[int]) -> None:
+    """Raise a UserError unless every stage can divide the image and leaves 2 pixels a side."""
+    check_counts(image_size=image_size)
+    reduction = 1
+    for stride in strides:
+        reduction *= stride
+    if image_size < 2 * reduction or image_size % reduction:
+        raise UserError(
+            "model.image_size", image_size,
+            f"the stages shrink the image {reduction} times: give a multiple of {reduction}, at "
+            f"least {2 * reduction} (dataset.image_size), or smaller model.strides",
+        )
+
+
+def check_columnar(
+    embed_dims: int,
+    depth: int,
+    num_heads: int,
+    image_size: int,
+    num_classes: int,
+    in_channels: int,
+    strides: Sequence[int],
+    mlp_ratio: float,
+) -> None:
+    """Check the networks whose stem doubles the width three times, to ``embed_dims``."""
+    check_counts(
+        embed_dims=embed_dims, depth=depth, num_classes=num_classes, in_channels=in_channels
+    )
+    if embed_dims % 8:
+        raise UserError("model.embed_dims", embed_dims, "the stem needs a multiple of 8")
+    check_heads(embed_dims, num_heads)
+    check_hidden(embed_dims, mlp_ratio)
+    check_list("strides", strides, 4)
+    check_image(image_size, strides)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
