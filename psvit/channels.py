@@ -1,5 +1,6 @@
 """The ground floor: what a channel group and a pruning plan are."""
 
+import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +37,8 @@ class ChannelGroup:
     # batch norms to zero when masking, where zeroing the consumers' input cannot do it: the
     # query, which is read by the attention product and not by a module
     silenced: tuple[str, ...] = ()
+    # neurons whose spikes are the group, where a product reads them and no module: one a factor
+    neurons: tuple[str, ...] = ()
     # modules whose ``num_heads`` counts the group's units
     counted_by: tuple[str, ...] = ()
 
@@ -56,6 +59,7 @@ class ChannelGroup:
             producers=absolute(self.producers),
             consumers=absolute(self.consumers),
             silenced=absolute(self.silenced),
+            neurons=absolute(self.neurons),
             counted_by=absolute(self.counted_by),
         )
 
@@ -73,7 +77,7 @@ class Plan(Mapping[str, tuple[int, ...]]):
     def __init__(self, kept: Mapping[str, object] | None = None):
         self._kept: dict[str, tuple[int, ...]] = {}
         for name, indices in (kept or {}).items():
-            ordered = tuple(sorted(int(index) for index in indices))
+            ordered = tuple(sorted(operator.index(index) for index in indices))
             if not ordered or ordered[0] < 0 or len(set(ordered)) != len(ordered):
                 raise UserError(
                     f"plan.{name}", list(ordered),
@@ -136,5 +140,5 @@ class Plan(Mapping[str, tuple[int, ...]]):
         try:
             groups = yaml.safe_load(Path(path).read_text())["groups"]
             return Plan({name: entry["kept"] for name, entry in groups.items()})
-        except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
             raise UserError("plan", path, f"expected a plan.yaml written by this program ({error})") from error

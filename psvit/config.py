@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from psvit.channels import KINDS
 from psvit.errors import UserError
 from psvit.pruning.importance import IMPORTANCES
+from psvit.pruning.recovery import RECOVERIES
 
 
 def _number(low: float, high: float) -> Callable[[Any], bool]:
@@ -45,6 +46,10 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "pruning.kinds": (
         lambda x: isinstance(x, list) and len(x) > 0 and set(x) <= set(KINDS), f"a list of {', '.join(KINDS)}"
     ),
+    "pruning.rounds": (_whole(1), "a whole number of at least 1"),
+    "pruning.recovery.method": (lambda x: x in RECOVERIES, f"one of {', '.join(RECOVERIES)}"),
+    "pruning.recovery.images": (_whole(1), "a whole number of at least 1"),
+    "pruning.recovery.ridge": (_number(0.0, 1e3), "a number of at least 0"),
     "pruning.protect": (lambda x: isinstance(x, list), "a list of channel group patterns"),
     "finetune.epochs": (_whole(0), "a whole number of at least 0"),
     "trainer.max_epochs": (_whole(1), "a whole number of at least 1"),

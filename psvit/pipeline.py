@@ -44,7 +44,7 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     seed_everything(cfg.seed, verbose=False)
     data = create_data(cfg.dataset, cfg.seed)
     network, trained = build_network(cfg, data)
-    check_pruning(cfg, network)
+    check_pruning(cfg, data, network)
 
     loggers = open_loggers(cfg.logger)
     failed = True
@@ -75,31 +75,28 @@ def _run(stages: Stages, network: nn.Module, trained: bool) -> None:
     stages.uniform_curve(network, ranking)
     if cfg.pruning.name == "uniform":
         plan = allocation.uniform(ranking, cfg.pruning.ratio)
-        _prune_and_finetune(stages, network, plan)
-        return
-
-    sensitivity = stages.sensitivity(network, ranking)
-    if cfg.pruning.name == "sensitivity":
-        return
-
-    target = cfg.pruning.target_memory_saving
-    _, rival = allocation.uniform_at(network, ranking, target)
-    stages.add_row("uniform", prune(network, rival))
-    chosen = allocation.fine_grained(
-        network, ranking, sensitivity, stages.results["validation"]["loss"], target, cfg.pruning.large_share
-    )
-    chosen.why.to_csv(stages.folder / "plan.csv", index=False)
-    _log.info("predicted increase of the loss: %.4f nats", chosen.predicted_loss)
-    _prune_and_finetune(stages, network, chosen.plan)
+    else:
+        sensitivity = stages.sensitivity(network, ranking)
+        if cfg.pruning.name == "sensitivity":
+            return
+        target = cfg.pruning.target_memory_saving
+        _, rival = allocation.uniform_at(network, ranking, target)
+        stages.add_row("uniform", prune(network, rival))
+        plan = stages.plan(network, ranking, sensitivity)
+    _prune_and_finetune(stages, network, plan)
 
 
 def _prune_and_finetune(stages: Stages, network: nn.Module, plan: Plan) -> None:
     name = stages.cfg.pruning.name
     plan.save(stages.folder / "plan.yaml", network.channel_groups(), name)
     pruned = prune(network, plan)
-    stages.add_row(name, pruned, plan)
+    stages.add_row(name, pruned)
     stages.save_network("pruned", pruned, plan)
+    if stages.cfg.pruning.recovery.method != "none":
+        pruned = stages.recover(pruned, network, plan)
+        stages.add_row(f"{name} + recovery", pruned)
+        stages.save_network("recovered", pruned, plan)
     if stages.cfg.finetune.epochs:
-        finetuned = stages.finetune(network, plan)
-        stages.add_row(f"{name} + fine-tuning", finetuned, plan)
+        finetuned = stages.finetune(network, plan, pruned)
+        stages.add_row(f"{name} + fine-tuning", finetuned)
         stages.save_network("finetuned", finetuned, plan)

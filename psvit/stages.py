@@ -26,7 +26,9 @@ from psvit.measure.accuracy import evaluate
 from psvit.measure.footprint import memory_mb, memory_saving, parameters
 from psvit.models import create_model
 from psvit.pruning import allocation, checkpoint, prune
-from psvit.pruning.importance import Ranking
+from psvit.pruning.budgeted import budgeted
+from psvit.pruning.ranking import Ranking
+from psvit.pruning.recovery import recover
 from psvit.pruning.sensitivity import grid_points, measure_sensitivity
 from psvit.training.callbacks import PruneBeforeFit
 from psvit.training.module import Classifier
@@ -55,7 +57,7 @@ def build_network(cfg: DictConfig, data: ImageData) -> tuple[nn.Module, bool]:
         values[name] = found
     if cfg.ckpt_path is None:
         return create_model(**values), False
-    network, _ = checkpoint.load(cfg.ckpt_path)
+    network, _ = checkpoint.load(cfg.ckpt_path, module=values.get("module"))
     for name in ("name", "num_classes", "in_channels", "image_size"):
         if network.spec.get(name, values[name]) != values[name]:
             raise UserError(
@@ -71,12 +73,18 @@ def rank_channels(cfg: DictConfig, network: nn.Module) -> Ranking:
     return Ranking(network, pruning.importance, list(pruning.kinds), list(pruning.protect))
 
 
-def check_pruning(cfg: DictConfig, network: nn.Module) -> None:
+def check_pruning(cfg: DictConfig, data: ImageData, network: nn.Module) -> None:
     """Raise a UserError for a grid or a target that this network cannot meet."""
     if cfg.pruning.name == "none":
         return
     ranking = rank_channels(cfg, network)
     grid_points(ranking.groups.values(), [cfg.pruning.get("ratio", 0.0), *cfg.pruning.ratios])
+    available = len(data.train)
+    if cfg.pruning.recovery.method != "none" and cfg.pruning.recovery.images > available:
+        raise UserError(
+            "pruning.recovery.images", cfg.pruning.recovery.images,
+            f"expected at most the {available} training images",
+        )
     target = cfg.pruning.get("target_memory_saving")
     if target is not None:
         allocation.check_reachable(network, ranking, target, max(cfg.pruning.ratios))
@@ -114,11 +122,48 @@ class Stages:
             self.save_network("base", network, None)
         return network
 
-    def finetune(self, network: nn.Module, plan: Plan) -> nn.Module:
-        """Prune a copy of ``network`` inside Lightning and train what is left."""
+    def finetune(self, network: nn.Module, plan: Plan, pruned: nn.Module) -> nn.Module:
+        """Prune a copy of ``network`` inside Lightning and train on from ``pruned``'s weights."""
         with self._timed("fine-tuning"):
             recipe = OmegaConf.to_container(self.cfg.finetune)
-            return self._fit(copy.deepcopy(network), recipe, "finetune", [PruneBeforeFit(plan)])
+            callback = PruneBeforeFit(plan, pruned.state_dict())
+            return self._fit(copy.deepcopy(network), recipe, "finetune", [callback])
+
+    def plan(self, network: nn.Module, ranking: Ranking, sensitivity: pd.DataFrame) -> Plan:
+        """Step 3: what goes from each group -> ``plan.csv``, or ``rounds.csv`` of ``budgeted``."""
+        pruning = self.cfg.pruning
+        if pruning.name == "fine_grained":
+            found = allocation.fine_grained(
+                network, ranking, sensitivity, self.results["validation"]["loss"],
+                pruning.target_memory_saving, pruning.large_share,
+            )
+            found.why.to_csv(self.folder / "plan.csv", index=False)
+            _log.info("predicted increase of the loss: %.4f nats", found.predicted_loss)
+            return found.plan
+
+        def measure(current: nn.Module, of: Ranking, number: int) -> pd.DataFrame:
+            # the first round's table is step 2's, on the network as it was trained
+            return sensitivity if number == 1 else self.sensitivity(
+                current, of, f"sensitivity_round{number}.csv", network
+            )
+
+        plan, rounds = budgeted(
+            network, lambda current: rank_channels(self.cfg, current), measure,
+            lambda pruned, cut: self.recover(pruned, network, cut),
+            pruning.target_memory_saving, pruning.rounds,
+        )
+        rounds.to_csv(self.folder / "rounds.csv", index=False)
+        return plan
+
+    def recover(self, pruned: nn.Module, network: nn.Module, plan: Plan) -> nn.Module:
+        """A copy of ``pruned``, mended on calibration images of the training split."""
+        recovery = self.cfg.pruning.recovery
+        with self._timed("recovery"):
+            batches = self.data.calibration_dataloader(recovery.images)
+            return recover(
+                copy.deepcopy(pruned), network, plan, [images for images, _ in batches],
+                recovery.method, recovery.ridge, self.device,
+            )
 
     def uniform_curve(self, network: nn.Module, ranking: Ranking) -> None:
         """Step 1: the whole network pruned at each ratio of the grid -> ``uniform.csv``."""
@@ -141,8 +186,11 @@ class Stages:
         self.results["validation"] = {name: rows[0][name] for name in ("top1", "loss", "images")}
         self._write_results()
 
-    def sensitivity(self, network: nn.Module, ranking: Ranking) -> pd.DataFrame:
-        """Step 2: each group alone at each ratio, on the validation split -> ``sensitivity.csv``."""
+    def sensitivity(
+        self, network: nn.Module, ranking: Ranking, name: str = "sensitivity.csv",
+        reference: nn.Module | None = None,
+    ) -> pd.DataFrame:
+        """Step 2: each group alone at each ratio, on the validation split -> the file ``name``."""
         columns = (
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         )
@@ -150,11 +198,12 @@ class Stages:
             task = bar.add_task("sensitivity", total=None)
             return measure_sensitivity(
                 network, self.data.val_dataloader(), list(self.cfg.pruning.ratios), ranking,
-                self.folder / "sensitivity.csv", self.device,
+                self.folder / name, self.device,
                 on_row=lambda done, total: bar.update(task, completed=done, total=total),
+                reference=reference,
             )
 
-    def add_row(self, name: str, network: nn.Module, plan: Plan | None = None) -> None:
+    def add_row(self, name: str, network: nn.Module) -> None:
         """Measure a network on the test split: a row of the final table."""
         tally = evaluate(network, self.data.test_dataloader(), self.device)
         rows = self.results["rows"]
@@ -193,8 +242,10 @@ class Stages:
         _log.info("%s …", stage)
         start = time.perf_counter()
         yield
-        self.results["seconds"][stage] = round(time.perf_counter() - start, 2)
-        _log.info("%s took %.1f s", stage, self.results["seconds"][stage])
+        took = time.perf_counter() - start
+        seconds = self.results["seconds"]
+        seconds[stage] = round(seconds.get(stage, 0.0) + took, 2)
+        _log.info("%s took %.1f s", stage, took)
 
     def _write_results(self) -> None:
         write_json(self.folder / "results.json", self.results)

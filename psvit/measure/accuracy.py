@@ -16,13 +16,20 @@ class Tally:
     images: int = 0
     correct: int = 0
     loss_sum: float = 0.0
+    kl_sum: float = 0.0
 
-    def add(self, logits: Tensor, labels: Tensor) -> "Tally":
-        """Count a batch: logits ``[B, classes]``, labels ``[B]``."""
+    def add(self, logits: Tensor, labels: Tensor, expected: Tensor | None = None) -> "Tally":
+        """Count a batch: logits ``[B, classes]``, labels ``[B]``.
+
+        ``expected``: logits of a reference network, from whose outputs the divergence is taken.
+        """
         self.images += len(labels)
         self.correct += int((logits.argmax(1) == labels).sum())
         # summed in float64, so that the batch size changes no digit that is shown
         self.loss_sum += float(F.cross_entropy(logits.double(), labels, reduction="sum"))
+        if expected is not None:
+            ours, theirs = (x.double().log_softmax(1) for x in (logits, expected))
+            self.kl_sum += float(F.kl_div(ours, theirs, reduction="sum", log_target=True))
         return self
 
     @property
@@ -40,6 +47,11 @@ class Tally:
     def loss(self) -> float:
         """Mean cross-entropy in nats."""
         return self.loss_sum / self.images
+
+    @property
+    def kl(self) -> float:
+        """Mean Kullback-Leibler divergence from the reference's outputs in nats."""
+        return self.kl_sum / self.images
 
     def as_dict(self) -> dict[str, float]:
         """``top1`` and ``top1_stderr`` in percent, ``loss`` in nats, ``images``."""

@@ -119,6 +119,7 @@ class SpikingSelfAttention(SpikingAttention):
             ChannelGroup(
                 "query_key", "query_key", self._width("query"), heads=self.num_heads,
                 producers=self._outputs("query", "key"), silenced=self._outputs("query")[-1:],
+                neurons=("query_neuron", "key_neuron"),
             ),
             ChannelGroup(
                 "value", "value", self._width("value"), heads=self.num_heads,
@@ -165,6 +166,7 @@ class TokenAttention(SpikingAttention):
             ChannelGroup(
                 "query", "query_key", self._width("query"), heads=self.num_heads,
                 producers=self._outputs("query"), silenced=self._outputs("query")[-1:],
+                neurons=("query_neuron",),
             ),
             ChannelGroup(
                 "key", "value", self._width("key"), heads=self.num_heads,

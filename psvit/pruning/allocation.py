@@ -11,7 +11,7 @@ from torch import nn
 from psvit.channels import Plan
 from psvit.errors import UserError
 from psvit.measure.footprint import memory_saving, parameters
-from psvit.pruning.importance import Ranking, units_removed
+from psvit.pruning.ranking import Ranking, units_removed
 from psvit.pruning.surgery import pruned_parameters
 
 TARGET = "pruning.target_memory_saving"

@@ -38,8 +38,16 @@ def save(model: nn.Module, folder: Path, plan: Plan | None = None, **facts: Any)
     write_text(folder / DESCRIPTION, yaml.safe_dump(description, sort_keys=False, default_flow_style=None, width=100))
 
 
-def load(folder: Path, option: str = "ckpt_path") -> tuple[nn.Module, dict[str, Any]]:
+def load(
+    folder: Path, option: str = "ckpt_path", module: str | None = None
+) -> tuple[nn.Module, dict[str, Any]]:
     """Rebuild the network that ``save`` wrote; returns it and its description.
+
+    Args:
+        folder: where it lies.
+        option: what errors call the folder.
+        module: Python module that registers the network, if it is one of your own. It is never
+            taken from the folder: a file from elsewhere must not choose what is imported.
 
     Raises:
         UserError: a file is missing, damaged, or the weights do not fit the description. The
@@ -53,11 +61,12 @@ def load(folder: Path, option: str = "ckpt_path") -> tuple[nn.Module, dict[str, 
         description = yaml.safe_load((folder / DESCRIPTION).read_text())
         spec, plan = dict(description["model"]), Plan(description["plan"])
         weights = load_file(folder / WEIGHTS)
-    except UserError:
-        raise
-    except (yaml.YAMLError, KeyError, TypeError, ValueError, SafetensorError, OSError) as error:
+        model = prune_(create_model(**{**spec, "module": module}), plan)
+    # a UserError, which is a ValueError, would name an option that the user has not given
+    except (
+        yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError, SafetensorError, OSError
+    ) as error:
         raise UserError(option, folder, f"damaged or not written by this program ({error})") from error
-    model = prune_(create_model(**spec), plan)
     wanted = model.state_dict()
     for name in sorted({*wanted, *weights}):
         if name not in weights:

@@ -18,11 +18,11 @@ from psvit.files import read_json, write_json, write_text
 from psvit.measure.accuracy import Tally
 from psvit.measure.footprint import memory_saving, parameters
 from psvit.neurons import reset_state
-from psvit.pruning.importance import Ranking, units_removed
+from psvit.pruning.ranking import Ranking, units_removed
 from psvit.pruning.surgery import masked, pruned_parameters
 
 COLUMNS = [
-    "group", "kind", "size", "ratio", "removed", "parameters", "memory_saving", "images", "top1", "loss",
+    "group", "kind", "size", "ratio", "removed", "parameters", "memory_saving", "images", "top1", "loss", "kl",
 ]
 
 
@@ -34,7 +34,7 @@ def grid_points(groups: Iterable[ChannelGroup], ratios: Sequence[float]) -> list
     """
     points = []
     for group in groups:
-        for ratio in ratios:
+        for ratio in dict.fromkeys(ratios):
             if ratio > 0.0:
                 if not units_removed(group, ratio):
                     raise UserError(
@@ -54,6 +54,7 @@ def measure_sensitivity(
     path: Path,
     device: torch.device,
     on_row: Callable[[int, int], None] = lambda done, total: None,
+    reference: nn.Module | None = None,
 ) -> pd.DataFrame:
     """Accuracy and loss with each of the ranking's groups alone pruned at each ratio.
 
@@ -66,10 +67,11 @@ def measure_sensitivity(
             beside it, and a run that was killed goes on behind the last whole batch.
         device: where to run.
         on_row: called with the evaluations done and their total.
+        reference: the network whose outputs ``kl`` is measured against; None for ``model``.
 
     Returns:
-        One row a group and ratio, with the columns ``COLUMNS``: ``top1`` in percent, ``loss`` in
-        nats, ``memory_saving`` a fraction, ``parameters`` of the whole network.
+        One row a group and ratio, with the columns ``COLUMNS``: ``top1`` in percent, ``loss`` (cross-
+        entropy) and ``kl`` (divergence from the reference's outputs) in nats, ``memory_saving`` a fraction, ``parameters`` of the whole network.
     """
     points = grid_points(ranking.groups.values(), ratios)
     plans = {
@@ -81,7 +83,9 @@ def measure_sensitivity(
     partial = path.with_suffix(".partial.json")
     tallies = _read_partial(partial, points)
     batches_done = tallies.pop("batches_done")
-    model.eval().to(device)
+    for network in (model, reference):
+        if network is not None:
+            network.eval().to(device)
     base_parameters = parameters(model)
     done = batches_done * len(points)
     for number, (images, labels) in enumerate(batches[batches_done:], start=batches_done + 1):
@@ -90,12 +94,14 @@ def measure_sensitivity(
             write_text(path, ",".join(COLUMNS) + "\n")
         with torch.inference_mode():
             labels = labels.to(device)
-            x = model.encode(images.to(device))
+            images = images.to(device)
+            expected = (model if reference is None else reference)(images)
+            x = model.encode(images)
             reset_state(model)
             for start, (segment_path, segment) in enumerate(model.segments().items()):
                 for point in by_segment.get(segment_path, ()):
                     with masked(model, plans[point]):
-                        tallies[point].add(model.run(x, start), labels)
+                        tallies[point].add(model.run(x, start), labels, expected)
                     done += 1
                     on_row(done, len(points) * len(batches))
                     if last:
@@ -134,11 +140,12 @@ def _row(point, tally: Tally, ranking: Ranking, base: int, left: int, plan) -> l
     return [
         group.name, group.kind, group.size, point[1], removed, left,
         f"{memory_saving(left, base):.6f}", tally.images, f"{tally.top1:.4f}", f"{tally.loss:.6f}",
+        f"{tally.kl:.6f}",
     ]
 
 
 def _write_partial(path: Path, tallies: dict, batches_done: int) -> None:
-    sums = [[*point, t.images, t.correct, t.loss_sum] for point, t in tallies.items()]
+    sums = [[*point, t.images, t.correct, t.loss_sum, t.kl_sum] for point, t in tallies.items()]
     write_json(path, {"batches_done": batches_done, "sums": sums})
 
 

@@ -114,6 +114,41 @@ def plan_cuts(model: nn.Module, plan: Plan) -> Cuts:
     return cuts
 
 
+def compose(model: nn.Module, first: Plan, second: Plan) -> Plan:
+    """One plan for ``model`` that does what ``first`` and then ``second`` do.
+
+    ``second`` speaks of the network that ``first`` left; the result speaks of ``model``.
+    """
+    groups = model.channel_groups()
+    cuts = plan_cuts(model, first)
+    kept: dict[str, list[int]] = {}
+    for name in {**first, **second}:
+        group = groups[name]
+        left = list(range(group.size))
+        producer = group.producers[0]
+        if (producer, OUTPUT) in cuts:
+            # another group may have cut the same channels: a removed head takes its channels along
+            run = model.get_submodule(producer).weight.shape[OUTPUT] // group.size
+            left = sorted({channel // run for channel in cuts[producer, OUTPUT]})
+        kept[name] = [left[unit] for unit in second[name]] if name in second else left
+        kept[name] += _of_removed_heads(group, kept[name])
+    return Plan(kept)
+
+
+def _of_removed_heads(group: ChannelGroup, kept: list[int]) -> list[int]:
+    """As many units of heads that lost all of theirs as the other heads keep.
+
+    They go with their head; a plan names them because it keeps as many units of every head.
+    """
+    per_head = group.size // group.heads
+    each = max(sum(unit // per_head == head for unit in kept) for head in range(group.heads))
+    present = {unit // per_head for unit in kept}
+    return [
+        head * per_head + unit
+        for head in range(group.heads) if head not in present for unit in range(each)
+    ]
+
+
 def expand_units(units: list[int] | tuple[int, ...], size: int, length: int) -> list[int]:
     """Channel indices of ``units``, when ``size`` units share ``length`` channels in equal runs."""
     run = length // size

@@ -62,7 +62,8 @@ class Classifier(LightningModule):
         scheduler, _ = create_scheduler_v2(
             optimizer,
             sched="cosine",
-            num_epochs=recipe["epochs"],
+            # without the warm-up, which is put before them
+            num_epochs=max(1, recipe["epochs"] - recipe["warmup_epochs"]),
             warmup_epochs=recipe["warmup_epochs"],
             warmup_lr=recipe["lr"] / 100,
             warmup_prefix=True,

@@ -1,0 +1,240 @@
+"""Statistics of calibration images, for importances and for recovery: sums, in one pass.
+
+Every pass runs the network in evaluation mode (``SpikingTransformer.run`` resets its state before
+each batch) and leaves it as it was: its weights, gradients, modes and device are the same, its
+hooks are gone, its neurons at rest. Statistics are float64 on the CPU. Gram matrices: psvit.pruning.gram.
+
+Legend: T time steps, B images of a batch, C channels, H x W pixels.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from psvit.channels import ChannelGroup
+from psvit.errors import UserError
+from psvit.neurons import reset_state
+
+# (images [B, C, H, W] or [B, T, C, H, W], labels [B])
+Batches = Iterable[tuple[Tensor, Tensor]]
+
+# module path, module, what it reads (a neuron: what it fires)
+Add = Callable[[str, nn.Module, Tensor], None]
+
+SCOPES = ("all", "first")
+
+def in_scope(modules: Sequence[Any], scope: str) -> Sequence[Any]:
+    """All of ``modules``, or the first one only."""
+    return modules if scope == "all" else modules[:1]
+
+
+@dataclass
+class Gates:
+    """Σ g·w of each unit of a group: the derivative of an image's loss by a factor on the unit."""
+
+    # [group.size], over images: the sum and the sum of squares
+    total: Tensor
+    squares: Tensor
+    images: int = 0
+
+
+def gradients(
+    model: nn.Module,
+    groups: Iterable[ChannelGroup],
+    batches: Batches,
+    device: torch.device | str | None = None,
+    scope: str = "all",
+) -> dict[str, Gates]:
+    """Σ g·w over the parameters of each unit in the group's producers, image by image.
+
+    g is the gradient of the image's cross-entropy. A producer's output y is linear in its
+    parameters (in evaluation mode batch norms are), so Σ g·w = Σ over time and pixels of (∂L/∂y)·y:
+    one backward pass of a batch gives it for every image, and no parameter's gradient is made.
+
+    Args:
+        model: the network.
+        groups: what to look at.
+        batches: images and labels.
+        device: where to run; None for where the network is.
+        scope: sum over all producers, or the first one only.
+    """
+    groups = list(groups)
+    sums = {group.name: Gates(_zeros(group.size), _zeros(group.size)) for group in groups}
+    outputs: dict[str, Tensor] = {}
+
+    def watch(path: str) -> Callable:
+        # with nothing but frozen parameters before it, the output is where the graph begins
+        return lambda _module, _args, y: outputs.update({path: y.requires_grad_()})
+
+    paths = {path for group in groups for path in in_scope(group.producers, scope)}
+    with _as_it_was(model, device) as place, torch.enable_grad():
+        with _hooks(model.get_submodule(path).register_forward_hook(watch(path)) for path in paths):
+            for images, labels in batches:
+                outputs.clear()
+                loss = F.cross_entropy(model(images.to(place)), labels.to(place), reduction="sum")
+                found = torch.autograd.grad(loss, list(outputs.values()), materialize_grads=True)
+                gates = {
+                    path: _per_image(gradient.double() * y.detach().double(), len(labels), model, path)
+                    for (path, y), gradient in zip(outputs.items(), found, strict=True)
+                }
+                for group in groups:
+                    per_image = sum(
+                        gates[path].unflatten(1, (group.size, -1)).sum(2)
+                        for path in in_scope(group.producers, scope)
+                        # a module may be kept for its checkpoint and never run
+                        if path in gates
+                    )
+                    sums[group.name].total += per_image.sum(0)
+                    sums[group.name].squares += per_image.square().sum(0)
+                    sums[group.name].images += len(labels)
+    return sums
+
+
+def activity(
+    model: nn.Module,
+    groups: Iterable[ChannelGroup],
+    batches: Batches,
+    device: torch.device | str | None = None,
+    scope: str = "all",
+) -> dict[str, Tensor]:
+    """Mean |x| over time, images, pixels and the unit's channels: ``[readers, group.size]``.
+
+    x is what the group's readers read; see ``readers``. Arguments as for ``gradients``.
+    """
+    return _means(model, groups, batches, device, scope, lambda maps: maps.double().abs().mean((2, 3)))
+
+
+def singular_values(
+    model: nn.Module,
+    groups: Iterable[ChannelGroup],
+    batches: Batches,
+    device: torch.device | str | None = None,
+    scope: str = "all",
+) -> dict[str, Tensor]:
+    """Mean over time, images and the unit's channels of the sum of a map's singular values.
+
+    ``[readers, group.size]``; a map is one channel's ``[H, W]`` at one step. Arguments as for
+    ``gradients``.
+    """
+    return _means(
+        model, groups, batches, device, scope,
+        lambda maps: torch.linalg.svdvals(maps.double()).sum(-1),
+    )
+
+
+def readers(group: ChannelGroup, scope: str = "all") -> Sequence[str]:
+    """The consumers of a group, or the neurons whose spikes a product reads.
+
+    Raises:
+        UserError: the group names neither.
+    """
+    found = group.consumers or group.neurons
+    if not found:
+        raise UserError(
+            "pruning.importance", group.name,
+            "the channel group names neither consumers nor neurons: nothing can be calibrated",
+        )
+    return in_scope(found, scope)
+
+
+def all_readers(groups: Iterable[ChannelGroup], scope: str) -> list[str]:
+    return list(dict.fromkeys(path for group in groups for path in readers(group, scope)))
+
+
+def _means(
+    model: nn.Module,
+    groups: Iterable[ChannelGroup],
+    batches: Batches,
+    device: torch.device | str | None,
+    scope: str,
+    measure: Callable[[Tensor], Tensor],
+) -> dict[str, Tensor]:
+    """The mean of ``measure(maps [N, C, H, W])`` ``[N, C]`` for each reader and unit."""
+    groups = list(groups)
+    sums: dict[str, Tensor] = {}
+    maps_seen: dict[str, int] = {}
+
+    def add(path: str, module: nn.Module, x: Tensor) -> None:
+        maps = channel_maps(module, x)
+        sums[path] = sums.get(path, 0.0) + measure(maps).sum(0).cpu()
+        maps_seen[path] = maps_seen.get(path, 0) + len(maps)
+
+    read(model, all_readers(groups, scope), batches, device, add)
+    return {
+        group.name: torch.stack([
+            (sums[path] / maps_seen[path]).reshape(group.size, -1).mean(1)
+            for path in readers(group, scope)
+        ])
+        for group in groups
+    }
+
+
+def read(
+    model: nn.Module,
+    paths: Sequence[str],
+    batches: Batches,
+    device: torch.device | str | None,
+    add: Add,
+) -> None:
+    """Run the batches; ``add`` gets what each module reads, or, of a neuron, what it fires."""
+
+    def hook(path: str) -> Any:
+        module = model.get_submodule(path)
+        if hasattr(module, "weight"):
+            return module.register_forward_pre_hook(lambda module, args: add(path, module, args[0]))
+        return module.register_forward_hook(lambda module, _, spikes: add(path, module, spikes))
+
+    with _as_it_was(model, device) as place, _hooks(hook(path) for path in paths):
+        # only here: weights that moved in inference mode could not be trained afterwards
+        with torch.inference_mode():
+            for images, _ in batches:
+                model(images.to(place))
+
+
+def channel_maps(module: nn.Module, x: Tensor) -> Tensor:
+    """``[T, B, C, H, W]`` or ``[N, C, H, W]``, of a linear layer ``[..., C]`` -> ``[N, C, H, W]``."""
+    if isinstance(module, nn.Linear):
+        return x.reshape(-1, x.shape[-1], 1, 1)
+    return x.flatten(0, -4)
+
+
+def _per_image(y: Tensor, images: int, model: nn.Module, path: str) -> Tensor:
+    """A layer's output ``[T · B, C, ...]`` (linear: ``[T · B, ..., C]``) summed to ``[B, C]``."""
+    if isinstance(model.get_submodule(path), nn.Linear):
+        y = y.movedim(-1, 1)
+    return y.reshape(-1, images, y.shape[1], y[0, 0].numel()).sum((0, 3)).cpu()
+
+
+def _zeros(size: int) -> Tensor:
+    return torch.zeros(size, dtype=torch.float64)
+
+
+@contextmanager
+def _hooks(handles: Iterable[Any]) -> Iterator[None]:
+    handles = list(handles)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _as_it_was(model: nn.Module, device: torch.device | str | None) -> Iterator[torch.device]:
+    """Evaluation mode on ``device``, which is given; afterwards everything is as before."""
+    modes = [(module, module.training) for module in model.modules()]
+    before = next(model.parameters()).device
+    place = before if device is None else torch.device(device)
+    try:
+        model.eval().to(place)
+        yield place
+    finally:
+        reset_state(model)
+        model.to(before)
+        for module, training in modes:
+            module.training = training

@@ -1,0 +1,135 @@
+"""Recovery without training: what a few calibration images can mend after a cut."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from psvit.channels import Plan
+from psvit.neurons import reset_state
+from psvit.pruning.gram import input_rows
+from psvit.pruning.surgery import INPUT, OUTPUT, Cuts, plan_cuts
+
+RECOVERIES = ("none", "bn", "least_squares", "both")
+
+
+@torch.inference_mode()
+def recover(
+    pruned: nn.Module,
+    base: nn.Module,
+    plan: Plan,
+    images: Sequence[Tensor],
+    method: str,
+    ridge: float = 1e-3,
+    device: torch.device | str = "cpu",
+) -> nn.Module:
+    """Mend ``pruned`` in place, segment by segment in the network's order, and return it.
+
+    ``least_squares`` solves the weights of every layer that lost inputs again, so that its output
+    on the calibration images stays what it was in the base network (2204.09656; here with inputs
+    from the part that is already pruned and mended, so that errors do not add up). ``bn``
+    re-estimates the batch norms' statistics (EagleEye, 2007.02491). ``both`` does the one and then
+    the other in each segment.
+
+    Args:
+        pruned: ``prune(base, plan)``.
+        base: the network it was cut from.
+        plan: the cut.
+        images: calibration batches, ``[B, C, H, W]`` or ``[B, T, C, H, W]``, of the training split.
+        method: one of ``RECOVERIES``.
+        ridge: λ of the solve, as a share of the mean diagonal of the Gram matrix.
+        device: where to run.
+    """
+    if method == "none" or not plan:
+        return pruned
+    cuts = plan_cuts(base, plan)
+    base.eval().to(device)
+    pruned.eval().to(device)
+    base_inputs = [base.encode(batch.to(device)) for batch in images]
+    inputs = list(base_inputs)
+    segments = base.segments()
+    for path, small in pruned.segments().items():
+        full = segments[path]
+        if method in ("least_squares", "both"):
+            for layer in _layers_with_lost_inputs(small, path, cuts, pruned, inputs[0]):
+                _solve(layer, path, small, full, inputs, base_inputs, cuts, pruned, base, ridge)
+        if method in ("bn", "both"):
+            _estimate_batch_norms(small, inputs, pruned)
+        base_inputs = [_step(base, full, x) for x in base_inputs]
+        inputs = [_step(pruned, small, x) for x in inputs]
+    return pruned
+
+
+def _step(network: nn.Module, segment: nn.Module, x: Tensor) -> Tensor:
+    reset_state(segment)
+    return network.step(segment, x)
+
+
+def _layers_with_lost_inputs(
+    segment: nn.Module, path: str, cuts: Cuts, network: nn.Module, x: Tensor
+) -> list[str]:
+    """Paths, within the segment and in the order they run, of the layers to solve again."""
+    order: list[str] = []
+    lost = {name[len(path) + 1:] for name, axis in cuts if axis == INPUT and name.startswith(f"{path}.")}
+    handles = [
+        segment.get_submodule(name).register_forward_hook(lambda *_, name=name: order.append(name))
+        for name in lost
+    ]
+    try:
+        _step(network, segment, x[:, :1])
+    finally:
+        for handle in handles:
+            handle.remove()
+    return order
+
+
+def _solve(
+    layer: str, path: str, small: nn.Module, full: nn.Module, inputs: list[Tensor],
+    base_inputs: list[Tensor], cuts: Cuts, pruned: nn.Module, base: nn.Module, ridge: float,
+) -> None:
+    """W' = W C (G + λI)⁻¹, with G = XᵀX of the mended network's inputs and C = X_baseᵀ X."""
+    ours, theirs = small.get_submodule(layer), full.get_submodule(layer)
+    gram = cross = None
+    for x, x_base in zip(inputs, base_inputs, strict=True):
+        rows = _input_rows(pruned, small, layer, x)
+        base_rows = _input_rows(base, full, layer, x_base)
+        # float32 products of one batch, float64 sums over the batches
+        g, c = (rows.T @ rows).double(), (base_rows.T @ rows).double()
+        gram, cross = (g, c) if gram is None else (gram + g, cross + c)
+    weight = theirs.weight
+    kept = cuts.get((f"{path}.{layer}", OUTPUT))
+    if kept is not None:
+        weight = weight[torch.tensor(kept, device=weight.device)]
+    target = weight.flatten(1).double() @ cross
+    damping = ridge * gram.diagonal().mean()
+    eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    # a silent input has nothing to say: its weight would be 0/0 without the damping
+    solution = torch.linalg.solve(gram + damping.clamp(min=1e-12) * eye, target.T).T
+    ours.weight.copy_(solution.to(ours.weight.dtype).view_as(ours.weight))
+
+
+def _input_rows(network: nn.Module, segment: nn.Module, layer: str, x: Tensor) -> Tensor:
+    """What ``layer`` multiplies with its weight: ``[T·B·positions, in_channels·kh·kw]``."""
+    seen: list[Tensor] = []
+    module = segment.get_submodule(layer)
+    handle = module.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    try:
+        _step(network, segment, x)
+    finally:
+        handle.remove()
+    return input_rows(module, seen[0])
+
+
+def _estimate_batch_norms(segment: nn.Module, inputs: list[Tensor], network: nn.Module) -> None:
+    """Replace the running statistics by the mean over the calibration batches."""
+    norms = [m for m in segment.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.train()
+    for x in inputs:
+        _step(network, segment, x)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.eval()

@@ -1,0 +1,159 @@
+"""Every row of the sensitivity table against a pruned copy on all images; and going on after a kill."""
+
+import copy
+import json
+
+import pandas as pd
+import pytest
+import torch
+from plans import same_bits
+
+from psvit.channels import KINDS, ChannelGroup, Plan
+from psvit.errors import UserError
+from psvit.measure.accuracy import Tally, evaluate
+from psvit.pruning import prune
+from psvit.pruning.importance import l2
+from psvit.pruning.ranking import Ranking, units_removed
+from psvit.pruning.sensitivity import COLUMNS, grid_points, measure_sensitivity
+
+CPU = torch.device("cpu")
+RATIOS = [0.3, 0.0, 0.7]
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture
+def batches(images, labels):
+    """Three batches, the last one short."""
+    return list(zip(images.split(4), labels.split(4), strict=True))
+
+
+def lowest_norms_gone(network, group, ratio):
+    """The plan by hand: a share of each head's channels, those of the smallest norm, goes."""
+    norms, per_head = l2(network, group), group.size // group.heads
+    count = units_removed(group, ratio) // group.heads
+    gone = set()
+    for head in range(group.heads):
+        units = range(head * per_head, (head + 1) * per_head)
+        gone.update(sorted(units, key=lambda unit: norms[unit].item())[:count])
+    return Plan({group.name: set(range(group.size)) - gone})
+
+
+def test_every_row_is_what_a_pruned_copy_gives(network, images, labels, batches, tmp_path):
+    ranking = Ranking(network)
+    before = copy.deepcopy(network.state_dict())
+    table = measure_sensitivity(
+        network, iter(batches), RATIOS, ranking, tmp_path / "sensitivity.csv", CPU
+    )
+    assert list(table.columns) == COLUMNS
+    assert same_bits(network.state_dict(), before)
+    groups = network.channel_groups()
+    assert len(table) == 2 * len(groups) and set(table.group) == set(groups)
+    assert set(table.kind) == set(KINDS)
+    base = sum(p.numel() for p in network.parameters())
+    for row in table.itertuples():
+        group = groups[row.group]
+        pruned = prune(network, lowest_norms_gone(network, group, row.ratio))
+        # all images in one batch: the batches must not matter
+        brute = evaluate(pruned, [(images, labels)], CPU)
+        left = sum(p.numel() for p in pruned.parameters())
+        assert (row.kind, row.size, row.removed, row.parameters, row.images) == (
+            group.kind, group.size, units_removed(group, row.ratio), left, 11
+        ), row.group
+        # what the file's digits can hold
+        assert abs(row.top1 - brute.top1) <= 0.5e-4 + 1e-9, row.group
+        assert abs(row.loss - brute.loss) <= 0.5e-6 + 1e-9, row.group
+        assert abs(row.memory_saving - (1 - left / base)) <= 0.5e-6 + 1e-9, row.group
+    # the comparison says something: candidates differ, in their predictions too
+    assert table.loss.nunique() > len(groups) and table.top1.nunique() > 2
+
+
+def kill_at(evaluation):
+    def on_row(done, total):
+        if done == evaluation:
+            raise Killed
+
+    return on_row
+
+
+@pytest.fixture
+def narrow(network):
+    """A few groups of several segments and kinds."""
+    wanted = ("stage1b.block1.mlp.hidden", "stage3.block1.attn.query_key",
+              "stage3.block1.attn.value", "stage4.stream")
+    return Ranking(network, protect=[name for name in network.channel_groups() if name not in wanted])
+
+
+# 4 groups at 2 ratios: 8 evaluations a batch
+@pytest.mark.parametrize("killed_at", [3, 8, 11, 16, 21, 24])
+def test_a_killed_analysis_goes_on(network, narrow, batches, tmp_path, killed_at):
+    path, whole = tmp_path / "killed.csv", tmp_path / "whole.csv"
+    expected = measure_sensitivity(network, batches, RATIOS, narrow, whole, CPU)
+    before = copy.deepcopy(network.state_dict())
+    with pytest.raises(Killed):
+        measure_sensitivity(network, batches, RATIOS, narrow, path, CPU, kill_at(killed_at))
+    assert same_bits(network.state_dict(), before)
+
+    seen = []
+    table = measure_sensitivity(
+        network, batches, RATIOS, narrow, path, CPU, lambda *progress: seen.append(progress)
+    )
+    assert path.read_bytes() == whole.read_bytes()
+    pd.testing.assert_frame_equal(table, expected)
+    # batches that were done are not done again, and the bar goes on where it was
+    first = (killed_at - 1) // 8 * 8 + 1
+    assert seen == [(done, 24) for done in range(first, 25)]
+    # nothing else is left behind
+    assert {entry.name for entry in tmp_path.iterdir()} == {"killed.csv", "whole.csv"}
+
+
+def test_the_sums_so_far_are_exact(network, narrow, batches, tmp_path):
+    path = tmp_path / "sensitivity.csv"
+    with pytest.raises(Killed):
+        measure_sensitivity(network, batches, [0.5], narrow, path, CPU, kill_at(9))
+    sums = json.loads((tmp_path / "sensitivity.partial.json").read_text())["sums"]
+    assert len(sums) == 4
+    for name, ratio, *rest in sums:
+        pruned = prune(network, lowest_norms_gone(network, narrow.groups[name], ratio))
+        brute, saved = evaluate(pruned, batches[:2], CPU), Tally(*rest)
+        assert (saved.images, saved.correct) == (8, brute.correct)
+        assert abs(saved.loss - brute.loss) <= 1e-9
+
+
+def test_rows_are_written_as_they_are_measured(network, narrow, batches, tmp_path):
+    path, rows = tmp_path / "sensitivity.csv", []
+    measure_sensitivity(
+        network, batches, [0.5], narrow, path, CPU,
+        lambda *_: rows.append(len(path.read_text().splitlines()) - 1 if path.exists() else 0),
+    )
+    # a row needs the last batch; it lies there before the next candidate is done
+    assert rows == [0] * 9 + [1, 2, 3]
+
+
+def test_sums_of_another_grid_are_not_gone_on_with(network, narrow, batches, tmp_path):
+    path = tmp_path / "sensitivity.csv"
+    with pytest.raises(Killed):
+        measure_sensitivity(network, batches, [0.3], narrow, path, CPU, kill_at(9))
+    table = measure_sensitivity(network, batches, [0.7], narrow, path, CPU)
+    expected = measure_sensitivity(network, batches, [0.7], narrow, tmp_path / "other.csv", CPU)
+    pd.testing.assert_frame_equal(table, expected)
+
+
+def test_grid_points():
+    groups = [ChannelGroup("a", "hidden", 8, ()), ChannelGroup("b", "value", 8, (), heads=4)]
+    assert grid_points(groups, [0.5, 0.0, 0.1]) == [("a", 0.5), ("a", 0.1), ("b", 0.5), ("b", 0.1)]
+    assert grid_points(groups, [0.0]) == []
+    # a ratio given twice is measured once
+    assert grid_points(groups[:1], [0.5, 0.5]) == [("a", 0.5)]
+
+
+@pytest.mark.parametrize(("size", "heads"), [(1, 1), (4, 4)])
+def test_a_group_that_can_lose_nothing_is_refused(size, heads):
+    groups = [
+        ChannelGroup("wide", "hidden", 8, ()),
+        ChannelGroup("narrow", "value", size, (), heads=heads),
+    ]
+    with pytest.raises(UserError, match="pruning.protect=narrow: .*can lose none"):
+        grid_points(groups, [0.1])
