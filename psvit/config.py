@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from psvit.channels import KINDS
 from psvit.errors import UserError
+from psvit.pruning.calibration import SCOPES
 from psvit.pruning.importance import IMPORTANCES
 from psvit.pruning.recovery import RECOVERIES
 
@@ -46,10 +47,14 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "pruning.kinds": (
         lambda x: isinstance(x, list) and len(x) > 0 and set(x) <= set(KINDS), f"a list of {', '.join(KINDS)}"
     ),
+    "pruning.max_accuracy_drop": (_number(0.0, 100.0), "points in [0, 100]"),
     "pruning.rounds": (_whole(1), "a whole number of at least 1"),
-    "pruning.recovery.method": (lambda x: x in RECOVERIES, f"one of {', '.join(RECOVERIES)}"),
-    "pruning.recovery.images": (_whole(1), "a whole number of at least 1"),
-    "pruning.recovery.ridge": (_number(0.0, 1e3), "a number of at least 0"),
+    "pruning.recovery": (lambda x: x in RECOVERIES, f"one of {', '.join(RECOVERIES)}"),
+    "pruning.ridge": (_number(0.0, 1e3), "a number of at least 0"),
+    "pruning.calibration_images": (_whole(1), "a whole number of at least 1"),
+    "pruning.scope": (lambda x: x in SCOPES, f"one of {', '.join(SCOPES)}"),
+    "pruning.round_to": (_whole(1), "a whole number of at least 1"),
+    "pruning.min_keep": (_number(0, 1e9), "channels, or a share below 1"),
     "pruning.protect": (lambda x: isinstance(x, list), "a list of channel group patterns"),
     "finetune.epochs": (_whole(0), "a whole number of at least 0"),
     "trainer.max_epochs": (_whole(1), "a whole number of at least 1"),

@@ -71,12 +71,14 @@ def _run(stages: Stages, network: nn.Module, trained: bool) -> None:
         return
 
     # the importance of a channel is that of the trained network
-    ranking = rank_channels(cfg, network)
+    ranking = rank_channels(cfg, stages.data, network)
     stages.uniform_curve(network, ranking)
     if cfg.pruning.name == "uniform":
         plan = allocation.uniform(ranking, cfg.pruning.ratio)
     else:
-        sensitivity = stages.sensitivity(network, ranking)
+        # PrimeSVT's rule measures for itself, on the network as it is being pruned
+        measured = cfg.pruning.name != "prioritized"
+        sensitivity = stages.sensitivity(network, ranking) if measured else None
         if cfg.pruning.name == "sensitivity":
             return
         target = cfg.pruning.target_memory_saving
@@ -92,7 +94,7 @@ def _prune_and_finetune(stages: Stages, network: nn.Module, plan: Plan) -> None:
     pruned = prune(network, plan)
     stages.add_row(name, pruned)
     stages.save_network("pruned", pruned, plan)
-    if stages.cfg.pruning.recovery.method != "none":
+    if stages.cfg.pruning.recovery != "none":
         pruned = stages.recover(pruned, network, plan)
         stages.add_row(f"{name} + recovery", pruned)
         stages.save_network("recovered", pruned, plan)

@@ -25,8 +25,11 @@ from psvit.files import write_json
 from psvit.measure.accuracy import evaluate
 from psvit.measure.footprint import memory_mb, memory_saving, parameters
 from psvit.models import create_model
-from psvit.pruning import allocation, checkpoint, prune
+from psvit.models.official import load_official, read_checkpoint
+from psvit.pruning import allocation, checkpoint, masked, prune, pruned_parameters
 from psvit.pruning.budgeted import budgeted
+from psvit.pruning.importance import STATISTICS
+from psvit.pruning.prioritized import prioritized
 from psvit.pruning.ranking import Ranking
 from psvit.pruning.recovery import recover
 from psvit.pruning.sensitivity import grid_points, measure_sensitivity
@@ -57,6 +60,13 @@ def build_network(cfg: DictConfig, data: ImageData) -> tuple[nn.Module, bool]:
         values[name] = found
     if cfg.ckpt_path is None:
         return create_model(**values), False
+    if Path(cfg.ckpt_path).is_file():
+        network = create_model(**values)
+        try:
+            return load_official(network, read_checkpoint(cfg.ckpt_path)), True
+        except UserError as error:
+            reason = f"{error.value}: {error.expected}"
+            raise UserError("ckpt_path", cfg.ckpt_path, reason) from error
     network, _ = checkpoint.load(cfg.ckpt_path, module=values.get("module"))
     for name in ("name", "num_classes", "in_channels", "image_size"):
         if network.spec.get(name, values[name]) != values[name]:
@@ -67,27 +77,36 @@ def build_network(cfg: DictConfig, data: ImageData) -> tuple[nn.Module, bool]:
     return network, True
 
 
-def rank_channels(cfg: DictConfig, network: nn.Module) -> Ranking:
+def rank_channels(cfg: DictConfig, data: ImageData, network: nn.Module) -> Ranking:
     """The groups that the config lets be pruned, each one's channels in order of importance."""
     pruning = cfg.pruning
-    return Ranking(network, pruning.importance, list(pruning.kinds), list(pruning.protect))
+    needs_images = pruning.importance in STATISTICS
+    return Ranking(
+        network, pruning.importance, list(pruning.kinds), list(pruning.protect), pruning.scope,
+        data.calibration_dataloader(pruning.calibration_images) if needs_images else None,
+        round_to=pruning.round_to, min_keep=pruning.min_keep, seed=cfg.seed,
+    )
 
 
 def check_pruning(cfg: DictConfig, data: ImageData, network: nn.Module) -> None:
     """Raise a UserError for a grid or a target that this network cannot meet."""
     if cfg.pruning.name == "none":
         return
-    ranking = rank_channels(cfg, network)
-    grid_points(ranking.groups.values(), [cfg.pruning.get("ratio", 0.0), *cfg.pruning.ratios])
+    pruning = cfg.pruning
     available = len(data.train)
-    if cfg.pruning.recovery.method != "none" and cfg.pruning.recovery.images > available:
+    if pruning.calibration_images > available:
         raise UserError(
-            "pruning.recovery.images", cfg.pruning.recovery.images,
+            "pruning.calibration_images", pruning.calibration_images,
             f"expected at most the {available} training images",
         )
-    target = cfg.pruning.get("target_memory_saving")
+    # how many channels may go does not depend on which: the cheapest importance answers
+    ranking = rank_channels(
+        OmegaConf.merge(cfg, {"pruning": {"importance": "random"}}), data, network
+    )
+    grid_points(ranking, [pruning.get("ratio", 0.0), *pruning.ratios])
+    target = pruning.get("target_memory_saving")
     if target is not None:
-        allocation.check_reachable(network, ranking, target, max(cfg.pruning.ratios))
+        allocation.check_reachable(network, ranking, target, max(pruning.ratios))
 
 
 class Stages:
@@ -129,40 +148,60 @@ class Stages:
             callback = PruneBeforeFit(plan, pruned.state_dict())
             return self._fit(copy.deepcopy(network), recipe, "finetune", [callback])
 
-    def plan(self, network: nn.Module, ranking: Ranking, sensitivity: pd.DataFrame) -> Plan:
-        """Step 3: what goes from each group -> ``plan.csv``, or ``rounds.csv`` of ``budgeted``."""
+    def plan(
+        self, network: nn.Module, ranking: Ranking, sensitivity: pd.DataFrame | None
+    ) -> Plan:
+        """Step 3: what goes from each group, by the config's policy -> ``plan.csv``, the reasons."""
         pruning = self.cfg.pruning
+        target = pruning.target_memory_saving
         if pruning.name == "fine_grained":
             found = allocation.fine_grained(
-                network, ranking, sensitivity, self.results["validation"]["loss"],
-                pruning.target_memory_saving, pruning.large_share,
+                network, ranking, sensitivity, self.results["validation"]["loss"], target,
+                pruning.large_share,
             )
-            found.why.to_csv(self.folder / "plan.csv", index=False)
-            _log.info("predicted increase of the loss: %.4f nats", found.predicted_loss)
-            return found.plan
-
-        def measure(current: nn.Module, of: Ranking, number: int) -> pd.DataFrame:
-            # the first round's table is step 2's, on the network as it was trained
-            return sensitivity if number == 1 else self.sensitivity(
-                current, of, f"sensitivity_round{number}.csv", network
+            plan, why = found.plan, found.why
+        elif pruning.name == "prioritized":
+            plan, why = prioritized(
+                network, ranking, lambda cut: self._validation_top1(network, cut),
+                list(pruning.ratios), target, pruning.max_accuracy_drop,
             )
-
-        plan, rounds = budgeted(
-            network, lambda current: rank_channels(self.cfg, current), measure,
-            lambda pruned, cut: self.recover(pruned, network, cut),
-            pruning.target_memory_saving, pruning.rounds,
-        )
-        rounds.to_csv(self.folder / "rounds.csv", index=False)
+        else:
+            plan, why = budgeted(
+                network, lambda current: rank_channels(self.cfg, self.data, current),
+                lambda current, of, number: self._round(network, current, of, number, sensitivity),
+                lambda pruned, cut: self.recover(pruned, network, cut),
+                target, pruning.rounds,
+            )
+        why.to_csv(self.folder / "plan.csv", index=False)
+        reached = memory_saving(pruned_parameters(network, plan), parameters(network))
+        if reached < target:
+            _log.warning(
+                "the plan saves %.2f %%, less than pruning.target_memory_saving: "
+                "pruning.max_accuracy_drop allowed no more", 100 * reached,
+            )
         return plan
+
+    def _validation_top1(self, network: nn.Module, plan: Plan) -> float:
+        with masked(network, plan):
+            return evaluate(network, self.data.val_dataloader(), self.device).top1
+
+    def _round(
+        self, network: nn.Module, current: nn.Module, ranking: Ranking, number: int,
+        first: pd.DataFrame,
+    ) -> pd.DataFrame:
+        """The sensitivity table of a round; the first round's is step 2's."""
+        if number == 1:
+            return first
+        return self.sensitivity(current, ranking, f"sensitivity_round{number}.csv", network)
 
     def recover(self, pruned: nn.Module, network: nn.Module, plan: Plan) -> nn.Module:
         """A copy of ``pruned``, mended on calibration images of the training split."""
-        recovery = self.cfg.pruning.recovery
+        pruning = self.cfg.pruning
         with self._timed("recovery"):
-            batches = self.data.calibration_dataloader(recovery.images)
+            batches = self.data.calibration_dataloader(pruning.calibration_images)
             return recover(
                 copy.deepcopy(pruned), network, plan, [images for images, _ in batches],
-                recovery.method, recovery.ridge, self.device,
+                pruning.recovery, pruning.ridge, self.device,
             )
 
     def uniform_curve(self, network: nn.Module, ranking: Ranking) -> None:

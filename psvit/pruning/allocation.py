@@ -11,7 +11,7 @@ from torch import nn
 from psvit.channels import Plan
 from psvit.errors import UserError
 from psvit.measure.footprint import memory_saving, parameters
-from psvit.pruning.ranking import Ranking, units_removed
+from psvit.pruning.ranking import Ranking
 from psvit.pruning.surgery import pruned_parameters
 
 TARGET = "pruning.target_memory_saving"
@@ -20,7 +20,7 @@ TARGET = "pruning.target_memory_saving"
 def uniform(ranking: Ranking, ratio: float, names: Sequence[str] | None = None) -> Plan:
     """Uniform channel-wise filter pruning (PSViT, step 1): one ratio for the groups ``names``."""
     chosen = ranking.groups if names is None else names
-    return ranking.plan({name: units_removed(ranking.groups[name], ratio) for name in chosen})
+    return ranking.plan({name: ranking.units(name, ratio) for name in chosen})
 
 
 def uniform_at(model: nn.Module, ranking: Ranking, target: float) -> tuple[float, Plan]:
@@ -109,7 +109,7 @@ def fine_grained(
     large = large_groups(model, ranking, large_share)
     candidates = []
     for ratio in [0.0, *sorted(sensitivity.ratio.unique())]:
-        removed = {name: units_removed(ranking.groups[name], ratio) for name in large}
+        removed = {name: ranking.units(name, ratio) for name in large}
         if _saving(model, ranking.plan(removed)) > target:
             break
         candidates.append(_fill(model, ranking, curves, removed, target))
@@ -157,7 +157,7 @@ def _fill(
     while _saving(model, ranking.plan(removed)) < target:
         _, name, level = heapq.heappop(queue)
         removed[name] = _shortest_step(
-            removed.get(name, 0), level, ranking.groups[name].heads,
+            [n for n in ranking.removable(name) if removed.get(name, 0) < n <= level],
             lambda units, name=name: memory_saving(
                 pruned_parameters(model, ranking.plan({**removed, name: units})), base
             ) >= target,
@@ -166,9 +166,8 @@ def _fill(
     return removed
 
 
-def _shortest_step(now: int, level: int, step: int, enough: Callable[[int], bool]) -> int:
-    """The fewest units in (now, level], in multiples of ``step``, that are enough; else ``level``."""
-    steps = range(now + step, level + 1, step)
+def _shortest_step(steps: list[int], enough: Callable[[int], bool]) -> int:
+    """The first of the ascending ``steps`` that is enough; the last where none is."""
     low, high = 0, len(steps) - 1
     while low < high:
         middle = (low + high) // 2

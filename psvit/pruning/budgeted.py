@@ -36,11 +36,15 @@ def choose_levels(
     sizes = [len(cost[name]) for name in names]
     owner = np.repeat(np.arange(len(names)), sizes)
     one_each = (owner == np.arange(len(names))[:, None]).astype(float)
+    costs = np.concatenate([cost[name] for name in names])
+    savings = np.concatenate([saved[name] for name in names]).astype(float)
+    # of choices that cost the same, the one that cuts least: worth less than any measured digit
+    least_cut = 1e-8 * savings / max(savings.sum(), 1.0)
     result = milp(
-        np.concatenate([cost[name] for name in names]),
+        costs + least_cut,
         constraints=[
             LinearConstraint(one_each, 1, 1),
-            LinearConstraint(np.concatenate([saved[name] for name in names])[None], target, np.inf),
+            LinearConstraint(savings[None], target, np.inf),
         ],
         integrality=np.ones(len(owner)),
         bounds=Bounds(0, 1),

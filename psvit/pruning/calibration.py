@@ -2,7 +2,8 @@
 
 Every pass runs the network in evaluation mode (``SpikingTransformer.run`` resets its state before
 each batch) and leaves it as it was: its weights, gradients, modes and device are the same, its
-hooks are gone, its neurons at rest. Statistics are float64 on the CPU. Gram matrices: psvit.pruning.gram.
+hooks are gone, its neurons at rest. Statistics are float64 on the CPU. Gram matrices:
+psvit.pruning.gram.
 
 Legend: T time steps, B images of a batch, C channels, H x W pixels.
 """
@@ -72,26 +73,31 @@ def gradients(
         return lambda _module, _args, y: outputs.update({path: y.requires_grad_()})
 
     paths = {path for group in groups for path in in_scope(group.producers, scope)}
-    with _as_it_was(model, device) as place, torch.enable_grad():
-        with _hooks(model.get_submodule(path).register_forward_hook(watch(path)) for path in paths):
-            for images, labels in batches:
-                outputs.clear()
-                loss = F.cross_entropy(model(images.to(place)), labels.to(place), reduction="sum")
-                found = torch.autograd.grad(loss, list(outputs.values()), materialize_grads=True)
-                gates = {
-                    path: _per_image(gradient.double() * y.detach().double(), len(labels), model, path)
-                    for (path, y), gradient in zip(outputs.items(), found, strict=True)
-                }
-                for group in groups:
-                    per_image = sum(
-                        gates[path].unflatten(1, (group.size, -1)).sum(2)
-                        for path in in_scope(group.producers, scope)
-                        # a module may be kept for its checkpoint and never run
-                        if path in gates
-                    )
-                    sums[group.name].total += per_image.sum(0)
-                    sums[group.name].squares += per_image.square().sum(0)
-                    sums[group.name].images += len(labels)
+    with (
+        _as_it_was(model, device) as place,
+        _hooks(model.get_submodule(path).register_forward_hook(watch(path)) for path in paths),
+        torch.enable_grad(),
+    ):
+        for images, labels in batches:
+            outputs.clear()
+            loss = F.cross_entropy(model(images.to(place)), labels.to(place), reduction="sum")
+            found = torch.autograd.grad(loss, list(outputs.values()), materialize_grads=True)
+            gates = {
+                path: _per_image(
+                    gradient.double() * y.detach().double(), len(labels), model, path
+                )
+                for (path, y), gradient in zip(outputs.items(), found, strict=True)
+            }
+            for group in groups:
+                per_image = sum(
+                    gates[path].unflatten(1, (group.size, -1)).sum(2)
+                    for path in in_scope(group.producers, scope)
+                    # a module may be kept for its checkpoint and never run
+                    if path in gates
+                )
+                sums[group.name].total += per_image.sum(0)
+                sums[group.name].squares += per_image.square().sum(0)
+                sums[group.name].images += len(labels)
     return sums
 
 
@@ -106,7 +112,10 @@ def activity(
 
     x is what the group's readers read; see ``readers``. Arguments as for ``gradients``.
     """
-    return _means(model, groups, batches, device, scope, lambda maps: maps.double().abs().mean((2, 3)))
+    return _means(
+        model, groups, batches, device, scope,
+        lambda maps: maps.double().abs().mean((2, 3)),
+    )
 
 
 def singular_values(
@@ -186,14 +195,19 @@ def read(
     def hook(path: str) -> Any:
         module = model.get_submodule(path)
         if hasattr(module, "weight"):
-            return module.register_forward_pre_hook(lambda module, args: add(path, module, args[0]))
+            return module.register_forward_pre_hook(
+                lambda module, args: add(path, module, args[0])
+            )
         return module.register_forward_hook(lambda module, _, spikes: add(path, module, spikes))
 
-    with _as_it_was(model, device) as place, _hooks(hook(path) for path in paths):
-        # only here: weights that moved in inference mode could not be trained afterwards
-        with torch.inference_mode():
-            for images, _ in batches:
-                model(images.to(place))
+    with (
+        _as_it_was(model, device) as place,
+        _hooks(hook(path) for path in paths),
+        # last: weights that moved in inference mode could not be trained afterwards
+        torch.inference_mode(),
+    ):
+        for images, _ in batches:
+            model(images.to(place))
 
 
 def channel_maps(module: nn.Module, x: Tensor) -> Tensor:

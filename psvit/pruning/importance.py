@@ -163,7 +163,7 @@ def reconstruction(
         return (schur / gram.matrix.sum().clamp(min=_TINY)).cpu()
     score = torch.zeros(group.size, dtype=torch.float64)
     for path, gram in zip(in_scope(group.consumers, scope), matrices[group.name], strict=True):
-        weight = model.get_submodule(path).weight.detach().flatten(1).double().to(gram.matrix.device)
+        weight = model.get_submodule(path).weight.detach().flatten(1).to(gram.matrix)
         schur = _schur_complements(gram.matrix, group.size, ridge)
         of_unit = weight.unflatten(1, (group.size, -1)).transpose(0, 1)
         lost = ((of_unit @ schur) * of_unit).sum((1, 2))
@@ -215,6 +215,7 @@ STATISTICS = {
 IMPORTANCES = {
     function.__name__: function
     for function in (
-        l1, l2, bn_scale, fpgm, lamp, taylor, fisher, firing_rate, spike_rank, reconstruction, random,
+        l1, l2, bn_scale, fpgm, lamp, taylor, fisher, firing_rate, spike_rank, reconstruction,
+        random,
     )
 }

@@ -107,7 +107,9 @@ class Ranking:
         seed: int = 0,
     ):
         if importance not in IMPORTANCES:
-            raise UserError("pruning.importance", importance, f"expected one of {', '.join(IMPORTANCES)}")
+            raise UserError(
+                "pruning.importance", importance, f"expected one of {', '.join(IMPORTANCES)}"
+            )
         if scope not in SCOPES:
             raise UserError("pruning.scope", scope, f"expected one of {', '.join(SCOPES)}")
         self.groups = _prunable(model, kinds, protect)
@@ -157,7 +159,8 @@ def _prunable(
         matched = fnmatch.filter(groups, pattern)
         if not matched:
             raise UserError(
-                "pruning.protect", pattern, f"matches no channel group; there are {', '.join(groups)}"
+                "pruning.protect", pattern,
+                f"matches no channel group; there are {', '.join(groups)}",
             )
         protected.update(matched)
     left = {

@@ -18,7 +18,7 @@ from psvit.files import read_json, write_json, write_text
 from psvit.measure.accuracy import Tally
 from psvit.measure.footprint import memory_saving, parameters
 from psvit.neurons import reset_state
-from psvit.pruning.ranking import Ranking, units_removed
+from psvit.pruning.ranking import Ranking
 from psvit.pruning.surgery import masked, pruned_parameters
 
 COLUMNS = [
@@ -26,24 +26,21 @@ COLUMNS = [
 ]
 
 
-def grid_points(groups: Iterable[ChannelGroup], ratios: Sequence[float]) -> list[tuple[str, float]]:
+def grid_points(ranking: Ranking, ratios: Sequence[float]) -> list[tuple[str, float]]:
     """(group, ratio) for every ratio that prunes something; ratio 0 is the base network.
 
     Raises:
         UserError: a group is too narrow to lose a channel. It is refused, not called robust.
     """
-    points = []
-    for group in groups:
-        for ratio in dict.fromkeys(ratios):
-            if ratio > 0.0:
-                if not units_removed(group, ratio):
-                    raise UserError(
-                        "pruning.protect", group.name,
-                        f"this group has {group.size} channels in {group.heads} heads and can lose none: "
-                        f"name it in pruning.protect, or use fewer model.num_heads",
-                    )
-                points.append((group.name, ratio))
-    return points
+    for group in ranking.groups.values():
+        if any(ratios) and not ranking.units(group.name, max(ratios)):
+            raise UserError(
+                "pruning.protect", group.name,
+                f"this group has {group.size} channels in {group.heads} heads and can lose none: "
+                f"name it in pruning.protect, use fewer model.num_heads, or a smaller "
+                f"pruning.round_to or pruning.min_keep",
+            )
+    return [(name, ratio) for name in ranking.groups for ratio in dict.fromkeys(ratios) if ratio > 0.0]
 
 
 def measure_sensitivity(
@@ -73,9 +70,9 @@ def measure_sensitivity(
         One row a group and ratio, with the columns ``COLUMNS``: ``top1`` in percent, ``loss`` (cross-
         entropy) and ``kl`` (divergence from the reference's outputs) in nats, ``memory_saving`` a fraction, ``parameters`` of the whole network.
     """
-    points = grid_points(ranking.groups.values(), ratios)
+    points = grid_points(ranking, ratios)
     plans = {
-        point: ranking.plan({point[0]: units_removed(ranking.groups[point[0]], point[1])})
+        point: ranking.plan({point[0]: ranking.units(*point)})
         for point in points
     }
     by_segment = _points_by_segment(model, ranking, points)

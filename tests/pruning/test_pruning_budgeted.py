@@ -106,3 +106,10 @@ def test_empty_plan_composes_to_the_other(network):
     plan = cut(Ranking(network), 0.3, ["hidden", "value"])
     assert dict(compose(network, Plan(), plan)) == dict(plan)
     assert dict(compose(network, plan, Plan())) == dict(plan)
+
+
+def test_where_all_costs_are_equal_it_cuts_least():
+    free = {f"g{i}": np.zeros(4) for i in range(4)}
+    saved = {f"g{i}": np.array([0, 3, 10, 50]) for i in range(4)}
+    chosen = choose_levels(free, saved, 13)
+    assert sum(saved[name][level] for name, level in chosen.items()) == 13

@@ -13,7 +13,7 @@ from psvit.errors import UserError
 from psvit.measure.accuracy import Tally, evaluate
 from psvit.pruning import prune
 from psvit.pruning.importance import l2
-from psvit.pruning.ranking import Ranking, units_removed
+from psvit.pruning.ranking import Ranking, removable, units_removed
 from psvit.pruning.sensitivity import COLUMNS, grid_points, measure_sensitivity
 
 CPU = torch.device("cpu")
@@ -141,19 +141,26 @@ def test_sums_of_another_grid_are_not_gone_on_with(network, narrow, batches, tmp
     pd.testing.assert_frame_equal(table, expected)
 
 
+class Narrow(Ranking):
+    """A ranking of groups that no network has."""
+
+    def __init__(self, *groups):
+        self.groups = {group.name: group for group in groups}
+        self._removable = {group.name: removable(group) for group in groups}
+
+
 def test_grid_points():
-    groups = [ChannelGroup("a", "hidden", 8, ()), ChannelGroup("b", "value", 8, (), heads=4)]
-    assert grid_points(groups, [0.5, 0.0, 0.1]) == [("a", 0.5), ("a", 0.1), ("b", 0.5), ("b", 0.1)]
-    assert grid_points(groups, [0.0]) == []
+    a, b = ChannelGroup("a", "hidden", 8, ()), ChannelGroup("b", "value", 8, (), heads=4)
+    found = grid_points(Narrow(a, b), [0.5, 0.0, 0.1])
+    assert found == [("a", 0.5), ("a", 0.1), ("b", 0.5), ("b", 0.1)]
+    assert grid_points(Narrow(a, b), [0.0]) == []
     # a ratio given twice is measured once
-    assert grid_points(groups[:1], [0.5, 0.5]) == [("a", 0.5)]
+    assert grid_points(Narrow(a), [0.5, 0.5]) == [("a", 0.5)]
 
 
 @pytest.mark.parametrize(("size", "heads"), [(1, 1), (4, 4)])
 def test_a_group_that_can_lose_nothing_is_refused(size, heads):
-    groups = [
-        ChannelGroup("wide", "hidden", 8, ()),
-        ChannelGroup("narrow", "value", size, (), heads=heads),
-    ]
+    wide = ChannelGroup("wide", "hidden", 8, ())
+    narrow = ChannelGroup("narrow", "value", size, (), heads=heads)
     with pytest.raises(UserError, match="pruning.protect=narrow: .*can lose none"):
-        grid_points(groups, [0.1])
+        grid_points(Narrow(wide, narrow), [0.1])

@@ -1,0 +1,79 @@
+"""Accuracy and loss against sums by hand."""
+
+import math
+
+import pytest
+import torch
+
+from psvit.measure.accuracy import Tally, evaluate
+
+LOGITS = torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 3.0], [0.5, 0.5, 0.0], [-1.0, 4.0, 0.0]])
+LABELS = torch.tensor([0, 1, 0, 1])
+
+
+def cross_entropy(logits, label):
+    return math.log(sum(math.exp(x) for x in logits)) - logits[label]
+
+
+def test_a_tally_by_hand():
+    tally = Tally().add(LOGITS, LABELS)
+    # the second image is taken for class 2; of equal logits the first class counts
+    assert (tally.images, tally.correct) == (4, 3)
+    assert tally.top1 == 75.0
+    assert tally.top1_stderr == pytest.approx(100 * math.sqrt(0.75 * 0.25 / 4))
+    losses = [cross_entropy(x, y) for x, y in zip(LOGITS.tolist(), LABELS.tolist(), strict=True)]
+    assert tally.loss == pytest.approx(sum(losses) / 4, rel=1e-12)
+    assert tally.as_dict() == {
+        "top1": tally.top1, "top1_stderr": tally.top1_stderr, "loss": tally.loss, "images": 4
+    }
+
+
+def test_divergence_by_hand():
+    expected = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 3.0], [0.0, 0.5, 0.0], [-1.0, 0.0, 4.0]])
+    total = 0.0
+    for theirs, ours in zip(expected.double().softmax(1), LOGITS.double().softmax(1), strict=True):
+        total += sum(p * math.log(p / q) for p, q in zip(theirs.tolist(), ours.tolist(), strict=True))
+    assert Tally().add(LOGITS, LABELS, expected).kl == pytest.approx(total / 4, rel=1e-12)
+    # a network does not diverge from itself
+    assert Tally().add(LOGITS, LABELS, LOGITS).kl == 0.0
+
+
+@pytest.mark.parametrize("sizes", [(1000,), (1, 999), (300, 300, 400), (1,) * 1000])
+def test_parts_add_up_to_the_whole(sizes):
+    generator = torch.Generator().manual_seed(0)
+    logits = 10 * torch.randn(1000, 7, generator=generator)
+    labels = torch.randint(0, 7, (1000,), generator=generator)
+    whole, parts = Tally().add(logits, labels), Tally()
+    for x, y in zip(logits.split(sizes), labels.split(sizes), strict=True):
+        parts.add(x, y)
+    assert (parts.images, parts.correct) == (whole.images, whole.correct)
+    assert parts.loss == pytest.approx(whole.loss, abs=1e-12)
+    assert 0 < whole.correct < 1000
+
+
+class Scripted(torch.nn.Module):
+    """Gives the image as logits, in evaluation mode and without gradients only."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        assert not self.training and torch.is_inference_mode_enabled()
+        return x * self.scale
+
+
+def test_evaluate_sees_every_batch_once():
+    network = Scripted().train()
+    tally = evaluate(network, zip(LOGITS.split(3), LABELS.split(3), strict=True), torch.device("cpu"))
+    assert tally == Tally().add(LOGITS, LABELS)
+
+
+def test_evaluate_a_network(network, images, labels):
+    cpu = torch.device("cpu")
+    whole = evaluate(network, [(images, labels)], cpu)
+    parts = evaluate(network, list(zip(images.split(4), labels.split(4), strict=True)), cpu)
+    assert (parts.images, parts.correct) == (whole.images, whole.correct)
+    assert parts.loss == pytest.approx(whole.loss, abs=1e-9)
+    with torch.no_grad():
+        assert whole.correct == int((network(images).argmax(1) == labels).sum())
