@@ -39,9 +39,10 @@ def choose_levels(
     costs = np.concatenate([cost[name] for name in names])
     savings = np.concatenate([saved[name] for name in names]).astype(float)
     # of choices that cost the same, the one that cuts least: worth less than any measured digit
-    least_cut = 1e-8 * savings / max(savings.sum(), 1.0)
+    least_cut = 1e-6 * savings / max(savings.sum(), 1.0)
     result = milp(
-        costs + least_cut,
+        # scaled, as the solver takes differences below 1e-7 for none
+        1e5 * (costs + least_cut),
         constraints=[
             LinearConstraint(one_each, 1, 1),
             LinearConstraint(savings[None], target, np.inf),

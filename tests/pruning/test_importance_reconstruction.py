@@ -39,7 +39,7 @@ def share_lost(x, weight, unit_columns, ridge):
 
 @pytest.mark.parametrize("ridge", [1e-9, 1e-3, 0.5])
 @pytest.mark.parametrize("group", [Smooth.group, Smooth.halves], ids=["channels", "heads"])
-def test_reconstruction_of_a_convolution_against_least_squares(smooth, smooth_batches, group, ridge):
+def test_reconstruction_of_a_convolution_against_lstsq(smooth, smooth_batches, group, ridge):
     entering = []
     smooth.conv2.register_forward_pre_hook(lambda _, args: entering.append(args[0].detach()))
     matrices = grams(smooth, [group], smooth_batches)
