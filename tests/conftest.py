@@ -72,11 +72,11 @@ def config():
     return composed
 
 
-# a run of seconds: scikit-learn's digits, one time step
+# a run of seconds, on scikit-learn's digits, after which the network knows something
 TINY_RUN = (
-    "model.embed_dims=[8,16,16,16]", "model.mlp_ratio=2", "model.time_steps=1",
+    "model.embed_dims=[8,16,16,16]", "model.mlp_ratio=2", "model.time_steps=2",
     "dataset.train_images=300", "dataset.val_images=60", "dataset.test_images=80",
-    "dataset.batch_size=20", "trainer.max_epochs=2", "training.warmup_epochs=0",
+    "dataset.batch_size=20", "trainer.max_epochs=6", "training.warmup_epochs=0",
     "training.lr=1e-2",
 )
 

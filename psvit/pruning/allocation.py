@@ -106,13 +106,14 @@ def fine_grained(
     """
     check_reachable(model, ranking, target, float(sensitivity.ratio.max()))
     curves = loss_curves(sensitivity, base_loss)
+    measured = {(row.group, row.removed): row.loss for row in sensitivity.itertuples()}
     large = large_groups(model, ranking, large_share)
     candidates = []
     for ratio in [0.0, *sorted(sensitivity.ratio.unique())]:
         removed = {name: ranking.units(name, ratio) for name in large}
         if _saving(model, ranking.plan(removed)) > target:
             break
-        candidates.append(_fill(model, ranking, curves, removed, target))
+        candidates.append(_fill(model, ranking, curves, measured, removed, target))
     best = min(candidates[1:] or candidates, key=lambda removed: _predict(curves, removed))
     return Allocation(ranking.plan(best), _predict(curves, best), _explain(model, ranking, curves, best))
 
@@ -136,12 +137,17 @@ def loss_curves(sensitivity: pd.DataFrame, base_loss: float) -> Curves:
 
 
 def _fill(
-    model: nn.Module, ranking: Ranking, curves: Curves, removed: dict[str, int], target: float
+    model: nn.Module,
+    ranking: Ranking,
+    curves: Curves,
+    measured: dict[tuple[str, int], float],
+    removed: dict[str, int],
+    target: float,
 ) -> dict[str, int]:
-    """Cut further where it costs least until ``target`` is met."""
+    """Cut further where it costs least until ``target`` is met; of equals, the lowest loss."""
     removed = dict(removed)
     base = parameters(model)
-    queue: list[tuple[float, str, int]] = []
+    queue: list[tuple[float, float, str, int]] = []
 
     def offer(name: str) -> None:
         levels, loss = curves[name]
@@ -150,12 +156,13 @@ def _fill(
         if len(further):
             saved = _alone(model, ranking, name, now) - _alone(model, ranking, name, int(further[0]))
             cost = np.interp(further[0], levels, loss) - np.interp(now, levels, loss)
-            heapq.heappush(queue, (float(cost) / max(saved, 1), name, int(further[0])))
+            level = int(further[0])
+            heapq.heappush(queue, (float(cost) / max(saved, 1), measured[name, level], name, level))
 
     for name in curves:
         offer(name)
     while _saving(model, ranking.plan(removed)) < target:
-        _, name, level = heapq.heappop(queue)
+        _, _, name, level = heapq.heappop(queue)
         removed[name] = _shortest_step(
             [n for n in ranking.removable(name) if removed.get(name, 0) < n <= level],
             lambda units, name=name: memory_saving(

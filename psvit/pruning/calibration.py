@@ -211,7 +211,7 @@ def read(
 
 
 def channel_maps(module: nn.Module, x: Tensor) -> Tensor:
-    """``[T, B, C, H, W]``, ``[N, C, H, W]`` or, of a linear layer, ``[..., C]`` -> ``[N, C, H, W]``."""
+    """``[T, B, C, H, W]``, ``[N, C, H, W]`` or (linear) ``[..., C]`` -> ``[N, C, H, W]``."""
     if isinstance(module, nn.Linear):
         return x.reshape(-1, x.shape[-1], 1, 1)
     return x.flatten(0, -4)
