@@ -90,7 +90,7 @@ def _run(stages: Stages, network: nn.Module, trained: bool) -> None:
 
 def _prune_and_finetune(stages: Stages, network: nn.Module, plan: Plan) -> None:
     name = stages.cfg.pruning.name
-    plan.save(stages.folder / "plan.yaml", network.channel_groups(), name)
+    stages.save_plan(network, plan)
     pruned = prune(network, plan)
     stages.add_row(name, pruned)
     stages.save_network("pruned", pruned, plan)

@@ -254,6 +254,11 @@ class Stages:
         })
         self._write_results()
 
+    def save_plan(self, network: nn.Module, plan: Plan) -> None:
+        """Write ``plan.yaml``: against the unpruned network, also where ``network`` is pruned."""
+        original, plan = checkpoint.against_original(network, plan)
+        plan.save(self.folder / "plan.yaml", original.channel_groups(), self.cfg.pruning.name)
+
     def save_network(self, name: str, network: nn.Module, plan: Plan | None) -> None:
         """Write ``network`` to the folder ``name``, with all it takes to use it elsewhere."""
         checkpoint.save(

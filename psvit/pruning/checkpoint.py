@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -13,7 +14,7 @@ from psvit.channels import Plan
 from psvit.errors import UserError
 from psvit.files import write_text, write_whole
 from psvit.models import create_model
-from psvit.pruning.surgery import prune_
+from psvit.pruning.surgery import compose, prune_
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.yaml"
 
@@ -23,15 +24,16 @@ def save(model: nn.Module, folder: Path, plan: Plan | None = None, **facts: Any)
 
     Args:
         model: a network that ``create_model`` made, pruned or not.
-        plan: what was cut out of it.
+        plan: what was cut out of the network as it was made or loaded.
         **facts: what else to remember under their names (preprocessing, provenance, metrics).
     """
     folder = Path(folder)
+    _, plan = against_original(model, plan or Plan())
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     write_whole(folder / WEIGHTS, lambda path: save_file(tensors, path))
     description = {
         "model": {key: _plain(value) for key, value in model.spec.items()},
-        "plan": {name: list(kept) for name, kept in (plan or {}).items()},
+        "plan": {name: list(kept) for name, kept in plan.items()},
         "sha256": digest(folder / WEIGHTS),
         **facts,
     }
@@ -77,7 +79,20 @@ def load(
                 f"weight {name} {list(weights[name].shape)} does not fit the network that {DESCRIPTION} describes",
             )
     model.load_state_dict(weights)
+    # what is cut from now on is cut from what is left
+    model.plan = plan
     return model, description
+
+
+def against_original(model: nn.Module, plan: Plan) -> tuple[nn.Module, Plan]:
+    """``plan``, a cut of the network as it was made or loaded, as a cut of the unpruned network.
+
+    Returns the unpruned network (without weights) and the plan.
+    """
+    with torch.device("meta"):
+        original = create_model(**model.spec)
+    before = getattr(model, "plan", Plan())
+    return original, compose(original, before, plan) if before else plan
 
 
 def digest(path: Path) -> str:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from psvit.channels import Plan
 from psvit.errors import UserError
 from psvit.pruning import checkpoint, prune
+from psvit.pruning.ranking import Ranking
 
 
 @pytest.fixture
@@ -150,3 +151,23 @@ def test_a_damaged_folder_is_refused(saved, tmp_path, damage):
         checkpoint.load(folder, option="pruning.from")
     message = str(error.value)
     assert message.startswith(f"pruning.from={folder}: ") and "\n" not in message
+
+
+def test_a_pruned_network_pruned_again_is_described_against_the_original(network, tmp_path, images):
+    network.float().double()  # loading gives float32
+    ranking = Ranking(network, kinds=["hidden", "head"])
+    first = ranking.plan({name: ranking.units(name, 0.3) for name in ranking.groups})
+    checkpoint.save(prune(network, first), tmp_path / "once", first)
+    once, _ = checkpoint.load(tmp_path / "once")
+    once.double().eval()
+    ranking = Ranking(once, kinds=["hidden", "value", "stream"])
+    second = ranking.plan({name: ranking.units(name, 0.3) for name in ranking.groups})
+    twice = prune(once, second)
+    checkpoint.save(twice, tmp_path / "twice", second)
+    again, description = checkpoint.load(tmp_path / "twice")
+    with torch.no_grad():
+        assert torch.equal(again.double().eval()(images), twice(images))
+    whole = prune(network, Plan(description["plan"]))
+    assert all(torch.equal(a, b) for a, b in zip(
+        whole.state_dict().values(), twice.state_dict().values(), strict=True
+    ))
