@@ -35,6 +35,7 @@ _RECIPE = {
 
 # option -> (is it right?, what would be right); an option that is not composed is not checked
 _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "threads": (lambda x: x is None or _whole(1)(x), "a whole number of at least 1, or null"),
     "seed": (_whole(0), "a whole number of at least 0"),
     "pruning.ratio": (_ratio, "a ratio in [0, 1)"),
     "pruning.ratios": (

@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import seed_everything
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -42,6 +43,8 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     check_config(cfg)
     write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     seed_everything(cfg.seed, verbose=False)
+    if cfg.threads is not None:
+        torch.set_num_threads(cfg.threads)
     data = create_data(cfg.dataset, cfg.seed)
     network, trained = build_network(cfg, data)
     check_pruning(cfg, data, network)
