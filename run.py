@@ -29,7 +29,7 @@ def main(cfg: DictConfig) -> float:
     job = HydraConfig.get()
     try:
         results = run(cfg, Path(job.runtime.output_dir))
-    except (UserError, OmegaConfBaseException) as error:
+    except (UserError, HydraException, OmegaConfBaseException) as error:
         # Hydra would print the job's overrides and a traceback before an error reached our caller
         if traceback_wanted:
             raise

@@ -1,6 +1,6 @@
 """Checks a composed config before anything long starts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -21,8 +21,17 @@ def _ratio(x: Any) -> bool:
     return _number(0.0, 1.0)(x) and x < 1.0
 
 
-def _whole(low: int) -> Callable[[Any], bool]:
-    return lambda x: isinstance(x, int) and not isinstance(x, bool) and x >= low
+def _whole(low: int, high: int = 2**63) -> Callable[[Any], bool]:
+    return lambda x: isinstance(x, int) and not isinstance(x, bool) and low <= x <= high
+
+
+def _one_of(names: Iterable[str]) -> tuple[Callable[[Any], bool], str]:
+    known = list(names)
+    return lambda x: x in known, f"one of {', '.join(known)}"
+
+
+def _names(x: Any) -> bool:
+    return isinstance(x, list) and all(isinstance(name, str) for name in x)
 
 
 _RECIPE = {
@@ -33,10 +42,12 @@ _RECIPE = {
     "label_smoothing": (_ratio, "a number in [0, 1)"),
 }
 
+POLICIES = ("none", "uniform", "sensitivity", "fine_grained", "prioritized", "budgeted")
+
 # option -> (is it right?, what would be right); an option that is not composed is not checked
 _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "threads": (lambda x: x is None or _whole(1)(x), "a whole number of at least 1, or null"),
-    "seed": (_whole(0), "a whole number of at least 0"),
+    "seed": (_whole(0, 2**32 - 1), "a whole number from 0 to 4294967295"),
     "pruning.ratio": (_ratio, "a ratio in [0, 1)"),
     "pruning.ratios": (
         lambda x: isinstance(x, list) and len(x) > 0 and all(_ratio(r) and r > 0.0 for r in x),
@@ -44,19 +55,25 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "pruning.target_memory_saving": (lambda x: _ratio(x) and x > 0.0, "a share in (0, 1)"),
     "pruning.large_share": (lambda x: _number(0.0, 1.0)(x) and x > 0.0, "a share in (0, 1]"),
-    "pruning.importance": (lambda x: x in IMPORTANCES, f"one of {', '.join(IMPORTANCES)}"),
+    "pruning.importance": _one_of(IMPORTANCES),
     "pruning.kinds": (
-        lambda x: isinstance(x, list) and len(x) > 0 and set(x) <= set(KINDS), f"a list of {', '.join(KINDS)}"
+        lambda x: _names(x) and len(x) > 0 and set(x) <= set(KINDS),
+        f"a list of {', '.join(KINDS)}",
     ),
     "pruning.max_accuracy_drop": (_number(0.0, 100.0), "points in [0, 100]"),
     "pruning.rounds": (_whole(1), "a whole number of at least 1"),
-    "pruning.recovery": (lambda x: x in RECOVERIES, f"one of {', '.join(RECOVERIES)}"),
+    "pruning.recovery": _one_of(RECOVERIES),
     "pruning.ridge": (_number(0.0, 1e3), "a number of at least 0"),
     "pruning.calibration_images": (_whole(1), "a whole number of at least 1"),
-    "pruning.scope": (lambda x: x in SCOPES, f"one of {', '.join(SCOPES)}"),
+    "pruning.scope": _one_of(SCOPES),
     "pruning.round_to": (_whole(1), "a whole number of at least 1"),
     "pruning.min_keep": (_number(0, 1e9), "channels, or a share below 1"),
-    "pruning.protect": (lambda x: isinstance(x, list), "a list of channel group patterns"),
+    "pruning.protect": (_names, "a list of channel group patterns"),
+    "pruning.name": _one_of(POLICIES),
+    "ckpt_path": (
+        lambda x: x is None or (isinstance(x, str) and x != ""), "a folder, a file, or null"
+    ),
+    "trainer.check_val_every_n_epoch": (_whole(1), "a whole number of at least 1"),
     "finetune.epochs": (_whole(0), "a whole number of at least 0"),
     "trainer.max_epochs": (_whole(1), "a whole number of at least 1"),
     **{f"training.{name}": check for name, check in _RECIPE.items()},

@@ -94,7 +94,8 @@ def check_pruning(cfg: DictConfig, data: ImageData, network: nn.Module) -> None:
         return
     pruning = cfg.pruning
     available = len(data.train)
-    if pruning.calibration_images > available:
+    calibrates = pruning.importance in STATISTICS or pruning.get("recovery", "none") != "none"
+    if calibrates and pruning.calibration_images > available:
         raise UserError(
             "pruning.calibration_images", pruning.calibration_images,
             f"expected at most the {available} training images",
@@ -250,9 +251,14 @@ class Stages:
         rows.append({
             "name": name, **tally.as_dict(), "parameters": parameters(network),
             "memory_mb": memory_mb(network), "memory_saving": memory_saving(parameters(network), base),
-            "published": PUBLISHED.get(name),
+            "published": PUBLISHED.get(name) if self._as_published(name) else None,
         })
         self._write_results()
+
+    def _as_published(self, name: str) -> bool:
+        """Whether the paper has a row for what this run prunes."""
+        target = self.cfg.pruning.get("target_memory_saving")
+        return name == "base" or target == PUBLISHED["fine_grained"]["memory_saving"]
 
     def save_plan(self, network: nn.Module, plan: Plan) -> None:
         """Write ``plan.yaml``: against the unpruned network, also where ``network`` is pruned."""

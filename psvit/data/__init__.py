@@ -1,4 +1,4 @@
-"""Images for training, choosing what to prune, and testing."""
+"""Images and event frames for training, choosing what to prune, and testing."""
 
 from psvit.data.module import ImageData, create_data
 

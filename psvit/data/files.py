@@ -1,4 +1,4 @@
-"""Reading image files."""
+"""Reading image files, and other files that may be broken."""
 
 import logging
 import os
@@ -34,8 +34,10 @@ def verify(path: Path) -> None:
         image.load()
 
 
-def read_all(paths: list[Path], read: Callable[[Path], Result], root: Path) -> list[Result]:
-    """Applies ``read`` to every file.
+def read_all(
+    paths: list[Path], read: Callable[[Path], Result], root: Path, kind: str = "image"
+) -> list[Result]:
+    """Applies ``read`` to every file; ``kind`` is what messages call one.
 
     Raises:
         UserError: naming the first file that cannot be read, and how many there are.
@@ -47,7 +49,7 @@ def read_all(paths: list[Path], read: Callable[[Path], Result], root: Path) -> l
         except Exception as error:  # noqa: BLE001  decoders fail in any way on a broken file
             return error
 
-    log.info("reading %d images under %s", len(paths), root)
+    log.info("reading %d %ss under %s", len(paths), kind, root)
     # Decoders release the interpreter lock, yet on thumbnails threads take twice the time: they
     # mostly wait for the lock.
     sizes = [path.stat().st_size for path in paths[:100] if path.exists()]
@@ -58,11 +60,13 @@ def read_all(paths: list[Path], read: Callable[[Path], Result], root: Path) -> l
             results = list(pool.map(attempt, paths))
     bad = [(p, r) for p, r in zip(paths, results, strict=True) if isinstance(r, Exception)]
     if bad:
-        raise unreadable(*bad[0], root, len(bad))
+        raise unreadable(*bad[0], root, kind, len(bad))
     return results
 
 
-def unreadable(path: Path, error: Exception, root: Path, count: int = 1) -> UserError:
+def unreadable(
+    path: Path, error: Exception, root: Path, kind: str = "image", count: int = 1
+) -> UserError:
     """The error for a file that cannot be read; ``count`` is the number of such files."""
     more = f" (the first of {count} such files)" if count > 1 else ""
     # Pillow's text repeats the path.
@@ -70,6 +74,6 @@ def unreadable(path: Path, error: Exception, root: Path, count: int = 1) -> User
     return UserError(
         "dataset.root",
         root,
-        f"the image {path.relative_to(root)}{more} cannot be read ({reason}); "
+        f"the {kind} {path.relative_to(root)}{more} cannot be read ({reason}); "
         "replace it or remove it",
     )

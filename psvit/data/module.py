@@ -1,18 +1,20 @@
 """The data of a run as a LightningDataModule."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from lightning import LightningDataModule
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from psvit.data.files import decode, read_all, unreadable, verify
-from psvit.data.options import check_options
-from psvit.data.sources import Labelled, read_source
+from psvit.data.files import read_all, unreadable, verify
+from psvit.data.frames import FrameTrainTransform, FrameTransform
+from psvit.data.options import EVENT_DATASETS, check_options
+from psvit.data.sources import Labelled, Source, read_source
 from psvit.data.splits import split
-from psvit.data.transforms import EvalTransform, Fit, TrainTransform
+from psvit.data.transforms import EvalTransform, TrainTransform
 from psvit.errors import UserError
 
 
@@ -29,30 +31,36 @@ def create_data(cfg: DictConfig, seed: int) -> "ImageData":
     """
     check_options(cfg)
     # Built before the images are read: a bad augmentation should not wait for them.
-    transforms = {"train": TrainTransform(cfg), "eval": EvalTransform(cfg)}
+    if cfg.name in EVENT_DATASETS:
+        transforms = {"train": FrameTrainTransform(cfg), "eval": FrameTransform(cfg)}
+    else:
+        transforms = {"train": TrainTransform(cfg), "eval": EvalTransform(cfg)}
     source = read_source(cfg)
     parts = split(source, cfg)
-    if cfg.name == "image_folder":
-        parts = _read_files(parts, cfg)
-    return ImageData(cfg, seed, source.class_names, parts, transforms)
+    if source.decode is not None:
+        parts = _read_files(parts, cfg, source.decode, transforms)
+    return ImageData(cfg, seed, source, parts, transforms)
 
 
-def _read_files(parts: dict[str, Labelled], cfg: DictConfig) -> dict[str, Labelled]:
+def _read_files(
+    parts: dict[str, Labelled],
+    cfg: DictConfig,
+    decode: Callable[[Path], Tensor],
+    transforms: dict[str, EvalTransform],
+) -> dict[str, Labelled]:
     """Decodes the files into memory (``cache``), or only makes sure of them (``verify``)."""
     root = Path(cfg.root).expanduser()
     if not cfg.cache:
-        if cfg.verify:
+        # event frames were made here, from recordings that were checked
+        if cfg.get("verify"):
             read_all([path for part in parts.values() for path in part.images], verify, root)
         return parts
-    fit = Fit(cfg)
     cached = {}
     for name, (paths, labels) in parts.items():
-        keep_size = name == "train" and cfg.augment.random_resized_crop is not None
+        transform = transforms["train" if name == "train" else "eval"]
 
-        def load(path: Path, keep_size: bool = keep_size) -> Tensor:
-            image = decode(path)
-            # Large images are stored as the network reads them; small ones take less room as is.
-            return image if keep_size or min(image.shape[1:]) < fit.size else fit(image)
+        def load(path: Path, transform: EvalTransform = transform) -> Tensor:
+            return transform.store(decode(path))
 
         images = read_all(paths, load, root)
         if len({image.shape for image in images}) == 1:
@@ -62,17 +70,24 @@ def _read_files(parts: dict[str, Labelled], cfg: DictConfig) -> dict[str, Labell
 
 
 class ImageDataset(Dataset):
-    """Images and labels that are transformed a batch at a time.
+    """Images, or event frames, and labels that are transformed a batch at a time.
 
     Args:
         part: the images and labels.
-        transform: from uint8 images to float32 ``[B, 3, S, S]``.
+        transform: from stored images to float32 ``[B, 3, S, S]``, or frames ``[B, T, 2, S, S]``.
+        decode: reads a file, where ``part`` holds files.
         root: the folder to name when a file cannot be read.
     """
 
-    def __init__(self, part: Labelled, transform: EvalTransform, root: Path | None = None):
+    def __init__(
+        self,
+        part: Labelled,
+        transform: EvalTransform,
+        decode: Callable[[Path], Tensor] | None = None,
+        root: Path | None = None,
+    ):
         self.images, self.labels = part
-        self.transform, self.root = transform, root
+        self.transform, self.decode, self.root = transform, decode, root
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -92,14 +107,14 @@ class ImageDataset(Dataset):
         if isinstance(image, Tensor):
             return image
         try:
-            return decode(image)
+            return self.decode(image)
         except Exception as error:  # noqa: BLE001  decoders fail in any way on a broken file
             raise unreadable(image, error, self.root) from error
 
 
 class ImageData(LightningDataModule):
-    """Three splits and their loaders, whose batches are normalised float32 images
-    ``[B, 3, S, S]`` and int64 labels ``[B]``.
+    """Three splits and their loaders, whose batches are int64 labels ``[B]`` and normalised float32
+    images ``[B, 3, S, S]`` or, from event datasets, frames ``[B, T, 2, S, S]``.
 
     Attributes:
         train, val, test: the splits, as map-style datasets; ``train`` augments.
@@ -108,35 +123,33 @@ class ImageData(LightningDataModule):
         preprocessing: what an image goes through when evaluated, as plain values.
     """
 
-    in_channels = 3
-
     def __init__(
         self,
         cfg: DictConfig,
         seed: int,
-        class_names: list[str],
+        source: Source,
         parts: dict[str, Labelled],
         transforms: dict[str, EvalTransform],
     ):
         super().__init__()
         self.cfg, self.seed = cfg, seed
-        self.class_names, self.num_classes = class_names, len(class_names)
-        self.image_size = cfg.image_size
+        self.class_names, self.num_classes = source.class_names, len(source.class_names)
+        self.image_size, self.in_channels = cfg.image_size, len(cfg.mean)
         root = Path(cfg.root).expanduser() if cfg.root is not None else None
-        self.train = ImageDataset(parts["train"], transforms["train"], root)
-        self.val = ImageDataset(parts["val"], transforms["eval"], root)
-        self.test = ImageDataset(parts["test"], transforms["eval"], root)
-        self._plain_train = ImageDataset(parts["train"], transforms["eval"], root)
+
+        def dataset(part: str, transform: str) -> ImageDataset:
+            return ImageDataset(parts[part], transforms[transform], source.decode, root)
+
+        self.train = dataset("train", "train")
+        self.val = dataset("val", "eval")
+        self.test = dataset("test", "eval")
+        self._plain_train = dataset("train", "eval")
 
     @property
     def preprocessing(self) -> dict:
-        return {
-            "image_size": self.image_size,
-            "mean": list(self.cfg.mean),
-            "std": list(self.cfg.std),
-            "crop_pct": self.cfg.crop_pct,
-            "interpolation": self.cfg.interpolation,
-        }
+        values = OmegaConf.to_container(self.cfg, resolve=True)
+        steps = ("frames", "image_size", "mean", "std", "crop_pct", "interpolation")
+        return {step: values[step] for step in steps if step in values}
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled; an odd last batch is dropped, as mixup pairs images and BatchNorm cannot

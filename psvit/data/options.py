@@ -8,13 +8,15 @@ from omegaconf import DictConfig, OmegaConf
 from psvit.errors import UserError
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
-DATASETS = ("digits", "cifar10", "cifar100", "image_folder")
+FRAME_INTERPOLATIONS = ("area", "bilinear", "nearest")
+EVENT_DATASETS = ("cifar10_dvs", "dvs128_gesture", "n_mnist")
+DATASETS = ("digits", "cifar10", "cifar100", "image_folder", *EVENT_DATASETS)
 LAYOUT = "a folder with train/<class>/<image> and test/<class>/<image> (or val/<class>/<image>)"
 
 
 def value_of(cfg: DictConfig, key: str) -> object:
     """The value at a dotted key; ``???`` where it is absent or still to be given."""
-    return OmegaConf.select(cfg, key, default="???")
+    return OmegaConf.select(cfg, key, default="???", throw_on_resolution_failure=False)
 
 
 def _is_number(value: object) -> bool:
@@ -73,39 +75,54 @@ def check_options(cfg: DictConfig) -> None:
         "a whole number from 0 to 2^32 - 1",
     )
     within("val_fraction", lambda f: 0 < f < 1, "between 0 and 1, both excluded")
-    within("crop_pct", lambda f: 0 < f <= 1, "above 0 and at most 1")
-    within("augment.hflip augment.random_erasing", lambda p: 0 <= p <= 1, "between 0 and 1")
-    require("mean", lambda v: _is_list(v, 3, lambda m: True), "three numbers, one for each channel")
+    within("augment.hflip", lambda p: 0 <= p <= 1, "between 0 and 1")
+    has_events = cfg.name in EVENT_DATASETS
+    channels, many = (2, "two") if has_events else (3, "three")
+    require(
+        "mean",
+        lambda value: _is_list(value, channels, lambda mean: True),
+        f"{many} numbers, one for each channel",
+    )
     require(
         "std",
-        lambda value: _is_list(value, 3, lambda std: std > 0),
-        "three numbers above 0, one for each channel",
+        lambda value: _is_list(value, channels, lambda std: std > 0),
+        f"{many} numbers above 0, one for each channel",
     )
+    interpolations = FRAME_INTERPOLATIONS if has_events else INTERPOLATIONS
     require(
         "interpolation",
-        lambda value: value in INTERPOLATIONS,
-        "one of " + ", ".join(INTERPOLATIONS),
+        lambda value: value in interpolations,
+        "one of " + ", ".join(interpolations),
     )
-    require(
-        "augment.random_resized_crop",
-        lambda value: value is None or _is_scale(value),
-        "[smallest,largest] area of the crop, above 0 and at most 1, or null",
-    )
-    require(
-        "augment.auto_augment",
-        lambda value: value is None or isinstance(value, str),
-        "a policy as timm writes it, such as rand-m7-mstd0.5-inc1, or null",
-    )
-    if cfg.name == "digits":
+    if has_events:
+        whole("frames", low=1)
+    else:
+        within("crop_pct", lambda f: 0 < f <= 1, "above 0 and at most 1")
+        within("augment.random_erasing", lambda p: 0 <= p <= 1, "between 0 and 1")
+        require(
+            "augment.random_resized_crop",
+            lambda value: value is None or _is_scale(value),
+            "[smallest,largest] area of the crop, above 0 and at most 1, or null",
+        )
+        require(
+            "augment.auto_augment",
+            lambda value: value is None or isinstance(value, str),
+            "a policy as timm writes it, such as rand-m7-mstd0.5-inc1, or null",
+        )
+    if cfg.name in ("digits", "cifar10_dvs"):
         within("test_fraction", lambda f: 0 < f < 1, "between 0 and 1, both excluded")
+    if cfg.name == "digits":
         require(
             "root",
             lambda value: value is None,
             "must be null: scikit-learn brings the digits; dataset=image_folder reads a folder",
         )
-    elif cfg.name == "image_folder":
-        require("root", lambda v: isinstance(v, str) and v not in ("", "???"), LAYOUT)
+        return
+    layout = LAYOUT if cfg.name == "image_folder" else "a folder"
+    require("root", lambda value: isinstance(value, str) and value not in ("", "???"), layout)
+    if cfg.name == "image_folder":
         flag("cache verify")
+    elif has_events:
+        flag("cache")
     else:
-        require("root", lambda v: isinstance(v, str) and v not in ("", "???"), "a folder")
         flag("download")

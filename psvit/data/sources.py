@@ -1,5 +1,9 @@
-"""Where images come from: scikit-learn's digits, torchvision's CIFAR, folders of image files."""
+"""Where images come from: scikit-learn's digits, torchvision's CIFAR, folders of image files.
 
+Event datasets are read in ``psvit.data.events``.
+"""
+
+from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
@@ -11,16 +15,18 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torchvision import datasets
 
-from psvit.data.options import LAYOUT
+from psvit.data.files import decode
+from psvit.data.options import EVENT_DATASETS, LAYOUT
 from psvit.errors import UserError
 
 
 class Labelled(NamedTuple):
-    """Images and their classes.
+    """Images, or the event frames of recordings, and their classes.
 
     Attributes:
         images: uint8 ``[N, 3, height, width]``; or a list of N uint8 ``[3, height, width]`` of
-            different sizes; or a list of N files not yet read.
+            different sizes; or float32 frames ``[N, T, 2, height, width]``; or a list of N files
+            not yet read.
         labels: int64 ``[N]``.
     """
 
@@ -34,12 +40,16 @@ class Labelled(NamedTuple):
 
 
 class Source(NamedTuple):
-    """A dataset as published; a part that is None is to be split from ``train``."""
+    """A dataset as published; a part that is None is to be split from ``train``.
+
+    ``decode`` reads a file, where the parts hold files.
+    """
 
     class_names: list[str]
     train: Labelled
     val: Labelled | None
     test: Labelled | None
+    decode: Callable[[Path], Tensor] | None = None
 
 
 def read_source(cfg: DictConfig) -> Source:
@@ -51,6 +61,11 @@ def read_source(cfg: DictConfig) -> Source:
     if cfg.name == "digits":
         return _digits()
     root = Path(cfg.root).expanduser()
+    if cfg.name in EVENT_DATASETS:
+        # imported here: images need neither spikingjelly's datasets nor what those import
+        from psvit.data.events import read_events
+
+        return read_events(cfg, root)
     return _image_folder(root) if cfg.name == "image_folder" else _cifar(cfg, root)
 
 
@@ -94,7 +109,7 @@ def _image_folder(root: Path) -> Source:
         raise UserError("dataset.root", root, f"train/ has one class; expected two, as {LAYOUT}")
     test, _ = _list_images(root, "test" if has["test"] else "val", class_names)
     val = _list_images(root, "val", class_names)[0] if has["val"] and has["test"] else None
-    return Source(class_names, train, val, test)
+    return Source(class_names, train, val, test, decode)
 
 
 def _list_images(

@@ -1,6 +1,7 @@
 """From stored images to what the network reads. B images, S = ``dataset.image_size``."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from omegaconf import DictConfig
@@ -38,15 +39,19 @@ class Fit:
 
 
 class EvalTransform:
-    """Fits and normalises."""
+    """Fits and normalises; event frames have a ``fit`` of their own."""
 
-    def __init__(self, cfg: DictConfig):
-        self.fit = Fit(cfg)
+    def __init__(self, cfg: DictConfig, fit: Callable[[Tensor], Tensor] | None = None):
+        self.fit = Fit(cfg) if fit is None else fit
         self.mean, self.std = list(cfg.mean), list(cfg.std)
 
     def __call__(self, images: Tensor | list[Tensor]) -> Tensor:
         """uint8 images, stacked or of different sizes, to float32 ``[B, 3, S, S]``."""
-        return self.normalise(_each(self.fit, images))
+        return self.normalise(each(self.fit, images))
+
+    def store(self, image: Tensor) -> Tensor:
+        """What to keep of an image in memory: as the network reads it, or as is if that is less."""
+        return image if min(image.shape[1:]) < self.fit.size else self.fit(image)
 
     def normalise(self, images: Tensor) -> Tensor:
         return F.normalize(F.to_dtype(images, torch.float32, scale=True), self.mean, self.std)
@@ -75,17 +80,26 @@ class TrainTransform(EvalTransform):
         if self.resized_crop is not None:
             images = torch.stack([self.resized_crop(image) for image in images])
         else:
-            images = _each(self.fit, images)
-        if self.crop_padding:
-            images = padded_crop(images, self.crop_padding)
-        if self.hflip:
-            flipped = torch.rand(len(images)) < self.hflip
-            images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
+            images = each(self.fit, images)
+        images = shift_and_flip(images, self.crop_padding, self.hflip)
         if self.auto_augment is not None:
             augmented = [self.auto_augment(F.to_pil_image(image)) for image in images]
             images = torch.stack([F.pil_to_tensor(image) for image in augmented])
         images = self.normalise(images)
         return self.erase(images) if self.erase.probability else images
+
+    def store(self, image: Tensor) -> Tensor:
+        return image if self.resized_crop is not None else super().store(image)
+
+
+def shift_and_flip(images: Tensor, padding: int, flip_probability: float) -> Tensor:
+    """Moves each image ``[B, C, H, W]`` by up to ``padding`` pixels, and mirrors some."""
+    if padding:
+        images = padded_crop(images, padding)
+    if flip_probability:
+        flipped = torch.rand(len(images)) < flip_probability
+        images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
+    return images
 
 
 def padded_crop(images: Tensor, padding: int) -> Tensor:
@@ -96,7 +110,7 @@ def padded_crop(images: Tensor, padding: int) -> Tensor:
     return windows[torch.arange(count), :, top, left]
 
 
-def _each(fit: Fit, images: Tensor | list[Tensor]) -> Tensor:
+def each(fit: Fit, images: Tensor | list[Tensor]) -> Tensor:
     return fit(images) if isinstance(images, Tensor) else torch.stack([fit(i) for i in images])
 
 

@@ -1,5 +1,8 @@
+import socket
+
 import pytest
 from data_files import write_image
+from recordings import write_dataset
 
 
 @pytest.fixture
@@ -14,3 +17,27 @@ def folder(tmp_path):
                 write_image(root / part / name / f"{index:02d}.{suffix}", seed)
                 seed += 1
     return root
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """What fails on a closed network could be taken for another error: no one may even try."""
+    tried = []
+    monkeypatch.setattr(socket.socket, "connect", lambda *address: tried.append(address))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *address, **_: tried.append(address))
+    yield
+    assert not tried
+
+
+@pytest.fixture(scope="package")
+def written(tmp_path_factory):
+    """By the name of an event dataset: its recordings and the folder that holds them."""
+    made = {}
+
+    def get(name):
+        if name not in made:
+            root = tmp_path_factory.mktemp(name)
+            made[name] = write_dataset(name, root), root
+        return made[name]
+
+    return get

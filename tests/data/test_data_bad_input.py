@@ -7,7 +7,7 @@ import pytest
 from data_files import DATASETS, load_cfg, load_data, write_image
 from omegaconf import OmegaConf
 
-from psvit.data.options import check_options
+from psvit.data.options import EVENT_DATASETS, check_options
 from psvit.errors import UserError
 
 
@@ -207,8 +207,17 @@ def test_every_shipped_config_is_valid(path: Path):
     assert cfg.name == path.stem
     if cfg.name == "image_folder":
         cfg.root = "anywhere"
+    shared, augment = set(load_cfg("cifar10")) - {"download"}, set(load_cfg("cifar10").augment)
+    own = {
+        "digits": {"test_fraction"},
+        "image_folder": {"cache", "verify"},
+        "cifar10_dvs": {"frames", "cache", "test_fraction"},
+        "dvs128_gesture": {"frames", "cache"},
+        "n_mnist": {"frames", "cache"},
+    }
+    if cfg.name in EVENT_DATASETS:
+        cfg.frames = 4
+        shared, augment = shared - {"crop_pct"}, {"crop_padding", "hflip"}
     check_options(cfg)
-    own = {"digits": {"test_fraction"}, "image_folder": {"cache", "verify"}}
-    shared = set(load_cfg("cifar10")) - {"download"}
     assert set(cfg) == shared | own.get(cfg.name, {"download"})
-    assert set(cfg.augment) == set(load_cfg("cifar10").augment)
+    assert set(cfg.augment) == augment
