@@ -80,7 +80,8 @@ class Plan(Mapping[str, tuple[int, ...]]):
             ordered = tuple(sorted(operator.index(index) for index in indices))
             if not ordered or ordered[0] < 0 or len(set(ordered)) != len(ordered):
                 raise UserError(
-                    f"plan.{name}", list(ordered),
+                    f"plan.{name}",
+                    list(ordered),
                     "expected at least one kept index, none twice, none negative",
                 )
             self._kept[name] = ordered
@@ -108,11 +109,15 @@ class Plan(Mapping[str, tuple[int, ...]]):
             group = groups.get(name)
             if group is None:
                 raise UserError(
-                    "plan", name, f"no such channel group in this network; it has {', '.join(groups)}"
+                    "plan",
+                    name,
+                    f"no such channel group in this network; it has {', '.join(groups)}",
                 )
             if kept[-1] >= group.size:
                 raise UserError(
-                    f"plan.{name}", kept[-1], f"the group has {group.size} channels (0 to {group.size - 1})"
+                    f"plan.{name}",
+                    kept[-1],
+                    f"the group has {group.size} channels (0 to {group.size - 1})",
                 )
             counts = [0] * group.heads
             for index in kept:
@@ -141,4 +146,6 @@ class Plan(Mapping[str, tuple[int, ...]]):
             groups = yaml.safe_load(Path(path).read_text())["groups"]
             return Plan({name: entry["kept"] for name, entry in groups.items()})
         except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
-            raise UserError("plan", path, f"expected a plan.yaml written by this program ({error})") from error
+            raise UserError(
+                "plan", path, f"expected a plan.yaml written by this program ({error})"
+            ) from error

@@ -71,7 +71,8 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "pruning.protect": (_names, "a list of channel group patterns"),
     "pruning.name": _one_of(POLICIES),
     "ckpt_path": (
-        lambda x: x is None or (isinstance(x, str) and x != ""), "a folder, a file, or null"
+        lambda x: x is None or (isinstance(x, str) and x != ""),
+        "a folder, a file, or null",
     ),
     "trainer.check_val_every_n_epoch": (_whole(1), "a whole number of at least 1"),
     "finetune.epochs": (_whole(0), "a whole number of at least 0"),
@@ -91,7 +92,9 @@ def check_config(cfg: DictConfig) -> None:
         if not right(plain):
             raise UserError(option, plain, f"expected {expected}")
     if cfg.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise UserError("trainer.accelerator", cfg.trainer.accelerator, "no GPU here; use trainer=cpu")
+        raise UserError(
+            "trainer.accelerator", cfg.trainer.accelerator, "no GPU here; use trainer=cpu"
+        )
 
 
 _ABSENT = object()

@@ -61,7 +61,11 @@ class LIF(neuron.LIFNode):
             and type(self.surrogate_function) is surrogate.Sigmoid
         ):
             spikes, self.v = _LIFTraining.apply(
-                x_seq, self.v, self.tau, self.v_threshold, self.v_reset,
+                x_seq,
+                self.v,
+                self.tau,
+                self.v_threshold,
+                self.v_reset,
                 self.surrogate_function.alpha,
             )
             return spikes
@@ -84,9 +88,7 @@ class IntegerLIF(neuron.ILIFNode):
     """
 
     def __init__(self, levels: int = 4, norm: float | None = None):
-        super().__init__(
-            surrogate_function=surrogate.MultiLevelSpikeCount(levels), step_mode="m"
-        )
+        super().__init__(surrogate_function=surrogate.MultiLevelSpikeCount(levels), step_mode="m")
         self.norm = float(levels if norm is None else norm)
 
     def multi_step_forward(self, x_seq: Tensor, *args, **kwargs) -> Tensor:

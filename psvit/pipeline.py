@@ -20,7 +20,8 @@ from psvit.report.dashboard import log_run
 from psvit.report.files import read_run
 from psvit.report.loggers import close_loggers, open_loggers, wandb_run
 from psvit.report.table import print_table
-from psvit.stages import Stages, build_network, check_pruning, rank_channels
+from psvit.setup import build_network, check_pruning, rank_channels
+from psvit.stages import Stages
 
 _log = logging.getLogger(__name__)
 

@@ -20,19 +20,16 @@ from torch import nn
 
 from psvit.channels import Plan
 from psvit.data import ImageData
-from psvit.errors import UserError
 from psvit.files import write_json
 from psvit.measure.accuracy import evaluate
 from psvit.measure.footprint import memory_mb, memory_saving, parameters
-from psvit.models import create_model
-from psvit.models.official import load_official, read_checkpoint
 from psvit.pruning import allocation, checkpoint, masked, prune, pruned_parameters
 from psvit.pruning.budgeted import budgeted
-from psvit.pruning.importance import STATISTICS
 from psvit.pruning.prioritized import prioritized
 from psvit.pruning.ranking import Ranking
 from psvit.pruning.recovery import recover
-from psvit.pruning.sensitivity import grid_points, measure_sensitivity
+from psvit.pruning.sensitivity import measure_sensitivity
+from psvit.setup import rank_channels
 from psvit.training.callbacks import PruneBeforeFit
 from psvit.training.module import Classifier
 
@@ -44,70 +41,6 @@ PUBLISHED = {
     "fine_grained": {"top1": 70.3, "drop": 3.0, "memory_saving": 0.224},
     "fine_grained + fine-tuning": {"top1": 72.8, "drop": 0.5, "memory_saving": 0.224},
 }
-
-
-def build_network(cfg: DictConfig, data: ImageData) -> tuple[nn.Module, bool]:
-    """The base network, and whether it comes trained (``ckpt_path``).
-
-    Raises:
-        UserError: the values make no network, or the checkpoint is another network's.
-    """
-    values = OmegaConf.to_container(cfg.model, resolve=True)
-    for name in ("num_classes", "in_channels"):
-        given, found = values.get(name), getattr(data, name)
-        if given not in (None, found):
-            raise UserError(f"model.{name}", given, f"dataset={cfg.dataset.name} has {found}")
-        values[name] = found
-    if cfg.ckpt_path is None:
-        return create_model(**values), False
-    if Path(cfg.ckpt_path).is_file():
-        network = create_model(**values)
-        try:
-            return load_official(network, read_checkpoint(cfg.ckpt_path)), True
-        except UserError as error:
-            reason = f"{error.value}: {error.expected}"
-            raise UserError("ckpt_path", cfg.ckpt_path, reason) from error
-    network, _ = checkpoint.load(cfg.ckpt_path, module=values.get("module"))
-    for name in ("name", "num_classes", "in_channels", "image_size"):
-        if network.spec.get(name, values[name]) != values[name]:
-            raise UserError(
-                "ckpt_path", cfg.ckpt_path,
-                f"its network has {name}={network.spec[name]}, this run asks for {values[name]}",
-            )
-    return network, True
-
-
-def rank_channels(cfg: DictConfig, data: ImageData, network: nn.Module) -> Ranking:
-    """The groups that the config lets be pruned, each one's channels in order of importance."""
-    pruning = cfg.pruning
-    needs_images = pruning.importance in STATISTICS
-    return Ranking(
-        network, pruning.importance, list(pruning.kinds), list(pruning.protect), pruning.scope,
-        data.calibration_dataloader(pruning.calibration_images) if needs_images else None,
-        round_to=pruning.round_to, min_keep=pruning.min_keep, seed=cfg.seed,
-    )
-
-
-def check_pruning(cfg: DictConfig, data: ImageData, network: nn.Module) -> None:
-    """Raise a UserError for a grid or a target that this network cannot meet."""
-    if cfg.pruning.name == "none":
-        return
-    pruning = cfg.pruning
-    available = len(data.train)
-    calibrates = pruning.importance in STATISTICS or pruning.get("recovery", "none") != "none"
-    if calibrates and pruning.calibration_images > available:
-        raise UserError(
-            "pruning.calibration_images", pruning.calibration_images,
-            f"expected at most the {available} training images",
-        )
-    # how many channels may go does not depend on which: the cheapest importance answers
-    ranking = rank_channels(
-        OmegaConf.merge(cfg, {"pruning": {"importance": "random"}}), data, network
-    )
-    grid_points(ranking, [pruning.get("ratio", 0.0), *pruning.ratios])
-    target = pruning.get("target_memory_saving")
-    if target is not None:
-        allocation.check_reachable(network, ranking, target, max(pruning.ratios))
 
 
 class Stages:
@@ -126,8 +59,11 @@ class Stages:
         self.device = torch.device("cuda" if on_gpu else "cpu")
         self.results: dict[str, Any] = {
             "run": {
-                "name": cfg.name, "model": cfg.model.name, "dataset": cfg.dataset.name,
-                "pruning": cfg.pruning.name, "seed": cfg.seed,
+                "name": cfg.name,
+                "model": cfg.model.name,
+                "dataset": cfg.dataset.name,
+                "pruning": cfg.pruning.name,
+                "seed": cfg.seed,
             },
             "target_memory_saving": cfg.pruning.get("target_memory_saving"),
             "seconds": {},
@@ -149,36 +85,45 @@ class Stages:
             callback = PruneBeforeFit(plan, pruned.state_dict())
             return self._fit(copy.deepcopy(network), recipe, "finetune", [callback])
 
-    def plan(
-        self, network: nn.Module, ranking: Ranking, sensitivity: pd.DataFrame | None
-    ) -> Plan:
-        """Step 3: what goes from each group, by the config's policy -> ``plan.csv``, the reasons."""
+    def plan(self, network: nn.Module, ranking: Ranking, sensitivity: pd.DataFrame | None) -> Plan:
+        """Step 3: what goes from each group, by the config's policy -> ``plan.csv``."""
         pruning = self.cfg.pruning
         target = pruning.target_memory_saving
         if pruning.name == "fine_grained":
             found = allocation.fine_grained(
-                network, ranking, sensitivity, self.results["validation"]["loss"], target,
+                network,
+                ranking,
+                sensitivity,
+                self.results["validation"]["loss"],
+                target,
                 pruning.large_share,
             )
             plan, why = found.plan, found.why
         elif pruning.name == "prioritized":
             plan, why = prioritized(
-                network, ranking, lambda cut: self._validation_top1(network, cut),
-                list(pruning.ratios), target, pruning.max_accuracy_drop,
+                network,
+                ranking,
+                lambda cut: self._validation_top1(network, cut),
+                list(pruning.ratios),
+                target,
+                pruning.max_accuracy_drop,
             )
         else:
             plan, why = budgeted(
-                network, lambda current: rank_channels(self.cfg, self.data, current),
+                network,
+                lambda current: rank_channels(self.cfg, self.data, current),
                 lambda current, of, number: self._round(network, current, of, number, sensitivity),
                 lambda pruned, cut: self.recover(pruned, network, cut),
-                target, pruning.rounds,
+                target,
+                pruning.rounds,
             )
         why.to_csv(self.folder / "plan.csv", index=False)
         reached = memory_saving(pruned_parameters(network, plan), parameters(network))
         if reached < target:
             _log.warning(
                 "the plan saves %.2f %%, less than pruning.target_memory_saving: "
-                "pruning.max_accuracy_drop allowed no more", 100 * reached,
+                "pruning.max_accuracy_drop allowed no more",
+                100 * reached,
             )
         return plan
 
@@ -187,7 +132,11 @@ class Stages:
             return evaluate(network, self.data.val_dataloader(), self.device).top1
 
     def _round(
-        self, network: nn.Module, current: nn.Module, ranking: Ranking, number: int,
+        self,
+        network: nn.Module,
+        current: nn.Module,
+        ranking: Ranking,
+        number: int,
         first: pd.DataFrame,
     ) -> pd.DataFrame:
         """The sensitivity table of a round; the first round's is step 2's."""
@@ -201,8 +150,13 @@ class Stages:
         with self._timed("recovery"):
             batches = self.data.calibration_dataloader(pruning.calibration_images)
             return recover(
-                copy.deepcopy(pruned), network, plan, [images for images, _ in batches],
-                pruning.recovery, pruning.ridge, self.device,
+                copy.deepcopy(pruned),
+                network,
+                plan,
+                [images for images, _ in batches],
+                pruning.recovery,
+                pruning.ridge,
+                self.device,
             )
 
     def uniform_curve(self, network: nn.Module, ranking: Ranking) -> None:
@@ -213,32 +167,50 @@ class Stages:
                 pruned = prune(network, allocation.uniform(ranking, ratio))
                 tally = evaluate(pruned, self.data.val_dataloader(), self.device)
                 count = parameters(pruned)
-                rows.append({
-                    "ratio": ratio, "parameters": count, "memory_mb": memory_mb(pruned),
-                    "memory_saving": memory_saving(count, parameters(network)), "images": tally.images,
-                    "top1": tally.top1, "loss": tally.loss,
-                })
+                rows.append(
+                    {
+                        "ratio": ratio,
+                        "parameters": count,
+                        "memory_mb": memory_mb(pruned),
+                        "memory_saving": memory_saving(count, parameters(network)),
+                        "images": tally.images,
+                        "top1": tally.top1,
+                        "loss": tally.loss,
+                    }
+                )
                 pd.DataFrame(rows).to_csv(self.folder / "uniform.csv", index=False)
                 _log.info(
                     "uniform %.2f: %.2f %% of parameters saved, validation top-1 %.2f %%",
-                    ratio, 100 * rows[-1]["memory_saving"], tally.top1,
+                    ratio,
+                    100 * rows[-1]["memory_saving"],
+                    tally.top1,
                 )
         self.results["validation"] = {name: rows[0][name] for name in ("top1", "loss", "images")}
         self._write_results()
 
     def sensitivity(
-        self, network: nn.Module, ranking: Ranking, name: str = "sensitivity.csv",
+        self,
+        network: nn.Module,
+        ranking: Ranking,
+        name: str = "sensitivity.csv",
         reference: nn.Module | None = None,
     ) -> pd.DataFrame:
         """Step 2: each group alone at each ratio, on the validation split -> the file ``name``."""
         columns = (
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
         )
         with self._timed("sensitivity"), Progress(*columns) as bar:
             task = bar.add_task("sensitivity", total=None)
             return measure_sensitivity(
-                network, self.data.val_dataloader(), list(self.cfg.pruning.ratios), ranking,
-                self.folder / name, self.device,
+                network,
+                self.data.val_dataloader(),
+                list(self.cfg.pruning.ratios),
+                ranking,
+                self.folder / name,
+                self.device,
                 on_row=lambda done, total: bar.update(task, completed=done, total=total),
                 reference=reference,
             )
@@ -248,11 +220,16 @@ class Stages:
         tally = evaluate(network, self.data.test_dataloader(), self.device)
         rows = self.results["rows"]
         base = rows[0]["parameters"] if rows else parameters(network)
-        rows.append({
-            "name": name, **tally.as_dict(), "parameters": parameters(network),
-            "memory_mb": memory_mb(network), "memory_saving": memory_saving(parameters(network), base),
-            "published": PUBLISHED.get(name) if self._as_published(name) else None,
-        })
+        rows.append(
+            {
+                "name": name,
+                **tally.as_dict(),
+                "parameters": parameters(network),
+                "memory_mb": memory_mb(network),
+                "memory_saving": memory_saving(parameters(network), base),
+                "published": PUBLISHED.get(name) if self._as_published(name) else None,
+            }
+        )
         self._write_results()
 
     def _as_published(self, name: str) -> bool:
@@ -268,7 +245,9 @@ class Stages:
     def save_network(self, name: str, network: nn.Module, plan: Plan | None) -> None:
         """Write ``network`` to the folder ``name``, with all it takes to use it elsewhere."""
         checkpoint.save(
-            network, self.folder / name, plan,
+            network,
+            self.folder / name,
+            plan,
             preprocessing=self.data.preprocessing,
             classes=list(self.data.class_names),
             provenance={"seed": self.cfg.seed, "run": self.cfg.name},
@@ -279,8 +258,11 @@ class Stages:
     ) -> nn.Module:
         module = Classifier(network, recipe, self.data.num_classes, prefix)
         trainer: Trainer = instantiate(
-            self.cfg.trainer, max_epochs=recipe["epochs"], logger=self.loggers,
-            default_root_dir=str(self.folder), enable_checkpointing=False,
+            self.cfg.trainer,
+            max_epochs=recipe["epochs"],
+            logger=self.loggers,
+            default_root_dir=str(self.folder),
+            enable_checkpointing=False,
             callbacks=[RichProgressBar(leave=False), *callbacks],
         )
         # an evaluation may have come before, and Lightning leaves the mode as it finds it

@@ -21,8 +21,15 @@ CLASSES = 5
 def _alive():
     torch.manual_seed(0)
     network = create_model(
-        "meta_spikeformer", embed_dims=[8, 16, 32, 40], depth=[1, 1, 1, 1, 1], num_heads=4,
-        image_size=32, strides=[2, 2, 2, 1, 1], time_steps=4, num_classes=CLASSES, in_channels=3,
+        "meta_spikeformer",
+        embed_dims=[8, 16, 32, 40],
+        depth=[1, 1, 1, 1, 1],
+        num_heads=4,
+        image_size=32,
+        strides=[2, 2, 2, 1, 1],
+        time_steps=4,
+        num_classes=CLASSES,
+        in_channels=3,
     ).double()
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -74,10 +81,16 @@ def config():
 
 # a run of seconds, on scikit-learn's digits, after which the network knows something
 TINY_RUN = (
-    "model.embed_dims=[8,16,16,16]", "model.mlp_ratio=2", "model.time_steps=2",
-    "dataset.train_images=300", "dataset.val_images=60", "dataset.test_images=80",
-    "dataset.batch_size=20", "trainer.max_epochs=6", "training.warmup_epochs=0",
-    "training.lr=1e-2",
+    "model.embed_dims=[8,16,16,16]",
+    "model.mlp_ratio=2",
+    "model.time_steps=2",
+    "dataset.train_images=300",
+    "dataset.val_images=60",
+    "dataset.test_images=80",
+    "dataset.batch_size=10",
+    "trainer.max_epochs=5",
+    "training.warmup_epochs=0",
+    "training.lr=2e-2",
 )
 
 

@@ -23,8 +23,10 @@ def test_indices_that_are_no_choice(indices):
 @pytest.mark.parametrize(
     ("kept", "message"),
     [
-        ({"stage9.mlp.hidden": [0]}, "plan=stage9.mlp.hidden: no such channel group.*"
-                                     "stage1.mlp.hidden, stage1.attn.value"),
+        (
+            {"stage9.mlp.hidden": [0]},
+            "plan=stage9.mlp.hidden: no such channel group.*stage1.mlp.hidden, stage1.attn.value",
+        ),
         ({"stage1.mlp.hidden": [0, 6]}, r"plan\.stage1\.mlp\.hidden=6: .*6 channels \(0 to 5\)"),
         # 3 of the first head, 1 of the second
         ({"stage1.attn.value": [0, 1, 2, 4]}, r"plan\.stage1\.attn\.value=\[3, 1\]: every head"),
@@ -67,9 +69,21 @@ def test_two_plans_differ_in_the_lines_of_the_groups_that_differ(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", [None, "", "{", "policy: x", "groups: 3", "groups: {a: 1}", "groups: {a: {size: 2}}",
-             "groups: {a: {kept: 1}}", "groups: {a: {kept: [one]}}", "groups: {a: {kept: [1.5]}}",
-             "groups: {a: {kept: []}}", b"\xff\xfe\x00"],
+    "text",
+    [
+        None,
+        "",
+        "{",
+        "policy: x",
+        "groups: 3",
+        "groups: {a: 1}",
+        "groups: {a: {size: 2}}",
+        "groups: {a: {kept: 1}}",
+        "groups: {a: {kept: [one]}}",
+        "groups: {a: {kept: [1.5]}}",
+        "groups: {a: {kept: []}}",
+        b"\xff\xfe\x00",
+    ],
 )
 def test_what_is_no_plan_file(tmp_path, text):
     path = tmp_path / "plan.yaml"
@@ -86,9 +100,11 @@ def test_a_group_seen_from_above():
     )
     above = group.within("stage3.block1.attn")
     assert above == dataclasses.replace(
-        group, name="stage3.block1.attn.value",
+        group,
+        name="stage3.block1.attn.value",
         producers=("stage3.block1.attn.v.conv", "stage3.block1.attn.v.bn"),
-        consumers=("stage3.block1.attn.p",), silenced=("stage3.block1.attn.q",),
+        consumers=("stage3.block1.attn.p",),
+        silenced=("stage3.block1.attn.q",),
         counted_by=("stage3.block1.attn",),
     )
     # a query is silenced, and what reads the others is zeroed

@@ -18,8 +18,11 @@ def currents(dtype, steps=5, scale=1.5):
 
 def reference_lif(tau, v_threshold):
     return neuron.LIFNode(
-        tau=tau, v_threshold=v_threshold, surrogate_function=surrogate.Sigmoid(),
-        detach_reset=True, step_mode="m",
+        tau=tau,
+        v_threshold=v_threshold,
+        surrogate_function=surrogate.Sigmoid(),
+        detach_reset=True,
+        step_mode="m",
     )
 
 

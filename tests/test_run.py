@@ -6,18 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
 import yaml
+from image_files import images_of
 from PIL import Image
 
 from psvit.channels import Plan
 from psvit.data import create_data
-from psvit.errors import UserError
 from psvit.measure.accuracy import evaluate
-from psvit.models import create_model
 from psvit.pipeline import run
 from psvit.pruning import checkpoint, prune
 from psvit.training.module import Classifier
@@ -25,10 +23,13 @@ from psvit.training.module import Classifier
 RUN = Path(__file__).parents[1] / "run.py"
 CPU = torch.device("cpu")
 TARGET = 0.3
-# finetune.epochs=1 after two of training
 JOB = (
-    "pruning=fine_grained", "pruning.ratios=[0.3,0.6]", f"pruning.target_memory_saving={TARGET}",
-    "finetune.epochs=1", "logger=csv", "seed=3",
+    "pruning=fine_grained",
+    "pruning.ratios=[0.3,0.6]",
+    f"pruning.target_memory_saving={TARGET}",
+    "finetune.epochs=1",
+    "logger=csv",
+    "seed=3",
 )
 JOB_ROWS = ["base", "uniform", "fine_grained", "fine_grained + fine-tuning"]
 # with `ckpt_path` a run needs no training
@@ -39,8 +40,11 @@ def start(folder, *overrides, **environment):
     """``python run.py`` from another folder than the project's."""
     folder.mkdir(parents=True, exist_ok=True)
     return subprocess.Popen(
-        [sys.executable, str(RUN), *overrides], cwd=folder, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [sys.executable, str(RUN), *overrides],
+        cwd=folder,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         env={**os.environ, "OMP_NUM_THREADS": "1", "HYDRA_FULL_ERROR": "0", **environment},
     )
 
@@ -52,12 +56,25 @@ def finish(process):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, tiny_run):
+def started(tmp_path_factory, tiny_run):
+    """The main job, and beside it one that is refused."""
+    work, processes = tmp_path_factory.mktemp("runs"), {}
+    for name, overrides in {"main": JOB, "refused": ["training.lr=0"]}.items():
+        processes[name] = start(
+            work / name, f"hydra.run.dir={work}/{name}/run", *tiny_run, *overrides
+        )
+    yield work, processes
+    for process in processes.values():
+        process.kill()
+
+
+@pytest.fixture(scope="module")
+def folder(started):
     """The run's folder after the main job."""
-    work = tmp_path_factory.mktemp("main")
-    code, _, error = finish(start(work, f"hydra.run.dir={work}/run", *tiny_run, *JOB))
+    work, processes = started
+    code, _, error = finish(processes["main"])
     assert code == 0, error
-    return work / "run"
+    return work / "main" / "run"
 
 
 @pytest.fixture(scope="module")
@@ -82,10 +99,19 @@ def rows_by_name(results):
 
 def test_everything_promised_is_there(folder):
     for name in (
-        "config.yaml", "sensitivity.csv", "uniform.csv", "plan.yaml", "results.json", "table.md",
-        "table.csv", "run.log",
-        *(f"{network}/model.{end}" for network in ("base", "pruned", "finetuned")
-          for end in ("safetensors", "yaml")),
+        "config.yaml",
+        "sensitivity.csv",
+        "uniform.csv",
+        "plan.yaml",
+        "results.json",
+        "table.md",
+        "table.csv",
+        "run.log",
+        *(
+            f"{network}/model.{end}"
+            for network in ("base", "pruned", "finetuned")
+            for end in ("safetensors", "yaml")
+        ),
     ):
         assert (folder / name).stat().st_size > 0, name
     for name in ("sensitivity_curves", "sensitivity_map", "accuracy_memory", "plan"):
@@ -111,7 +137,7 @@ def test_the_rows_of_the_results(results):
     rows = rows_by_name(results)
     assert list(rows) == JOB_ROWS
     base = rows["base"]
-    assert base["memory_saving"] == 0.0 and base["top1"] > 15
+    assert base["memory_saving"] == 0.0 and base["top1"] > 13
     for row in rows.values():
         assert row["memory_saving"] == 1 - row["parameters"] / base["parameters"]
         assert row["images"] == 80
@@ -123,8 +149,8 @@ def test_the_rows_of_the_results(results):
     # published figures stand at the networks that they are of, and are those of the abstract
     assert rows["uniform"]["published"] is None
     assert rows["base"]["published"]["top1"] == 73.3
-    assert rows["fine_grained"]["published"]["drop"] == 3.0
-    assert rows[JOB_ROWS[3]]["published"]["top1"] == 72.8
+    # the paper has no row for this run's target
+    assert rows["fine_grained"]["published"] is None
 
 
 def test_the_table_says_what_the_results_say(folder, results):
@@ -153,7 +179,8 @@ def test_the_sensitivity_table(folder, data):
     table = pd.read_csv(folder / "sensitivity.csv")
     base, _ = load(folder / "base")
     groups = {
-        name: group for name, group in base.channel_groups().items()
+        name: group
+        for name, group in base.channel_groups().items()
         if group.kind in ("hidden", "query_key", "value")
     }
     assert set(zip(table.group, table.ratio, strict=True)) == {
@@ -203,14 +230,34 @@ def test_the_pruned_network_is_the_plan_applied_to_the_base(folder):
 def test_training_curves(folder):
     (path,) = folder.glob("csv/version_*/metrics.csv")
     curves = pd.read_csv(path)
-    for stage, epochs in (("base", 2), ("finetune", 1)):
+    for stage, epochs in (("base", 5), ("finetune", 1)):
         for name in ("loss", "top1", "val_loss", "val_top1", "lr"):
             assert f"{stage}/{name}" in curves
         assert curves[f"{stage}/val_top1"].count() >= epochs
 
 
 @pytest.fixture(scope="module")
-def again(config, tiny_run, tmp_path_factory):
+def multirun(folder, tiny_run, tmp_path_factory):
+    """Three jobs, the second of which cannot be."""
+    work = tmp_path_factory.mktemp("multirun")
+    process = start(
+        work,
+        "-m",
+        "pruning=uniform",
+        "pruning.ratio=0.1,1.0,0.3",
+        "pruning.ratios=[0.3]",
+        f"ckpt_path={folder}/base",
+        f"hydra.sweep.dir={work}/jobs",
+        *tiny_run,
+        *FROM_BASE,
+    )
+    yield work / "jobs", process
+    process.kill()
+
+
+# the multirun goes on beside it
+@pytest.fixture(scope="module")
+def again(multirun, config, tiny_run, tmp_path_factory):
     """The main job once more, in this process; what its training steps saw."""
     folder = tmp_path_factory.mktemp("again")
     step, seen = Classifier.training_step, []
@@ -225,15 +272,18 @@ def again(config, tiny_run, tmp_path_factory):
     return folder, seen
 
 
-@pytest.mark.parametrize("name", ["plan.yaml", "table.csv", "table.md", "sensitivity.csv", "uniform.csv"])
+@pytest.mark.parametrize(
+    "name", ["plan.yaml", "table.csv", "table.md", "sensitivity.csv", "uniform.csv"]
+)
 def test_the_same_seed_gives_the_same_bytes(folder, again, name):
     assert (again[0] / name).read_bytes() == (folder / name).read_bytes()
 
 
 def test_the_same_seed_gives_the_same_weights(folder, again):
     for name in ("base", "pruned", "finetuned"):
-        first, second = (checkpoint.digest(place / name / "model.safetensors")
-                         for place in (folder, again[0]))
+        first, second = (
+            checkpoint.digest(place / name / "model.safetensors") for place in (folder, again[0])
+        )
         assert first == second, name
 
 
@@ -255,8 +305,13 @@ def test_pruning_none(config, tiny_run, folder, results, tmp_path):
 
 
 def test_pruning_sensitivity(config, tiny_run, folder, tmp_path):
-    cfg = config(*tiny_run, *FROM_BASE, "pruning=sensitivity", "pruning.ratios=[0.3,0.6]",
-                 f"ckpt_path={folder}/base")
+    cfg = config(
+        *tiny_run,
+        *FROM_BASE,
+        "pruning=sensitivity",
+        "pruning.ratios=[0.3,0.6]",
+        f"ckpt_path={folder}/base",
+    )
     assert [row["name"] for row in run(cfg, tmp_path)["rows"]] == ["base"]
     for name in ("sensitivity.csv", "uniform.csv"):
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
@@ -265,8 +320,14 @@ def test_pruning_sensitivity(config, tiny_run, folder, tmp_path):
 
 
 def test_a_pruned_network_is_pruned_again(config, tiny_run, folder, results, tmp_path):
-    cfg = config(*tiny_run, *FROM_BASE, "pruning=uniform", "pruning.ratio=0.3",
-                 "pruning.ratios=[0.3]", f"ckpt_path={folder}/pruned")
+    cfg = config(
+        *tiny_run,
+        *FROM_BASE,
+        "pruning=uniform",
+        "pruning.ratio=0.3",
+        "pruning.ratios=[0.3]",
+        f"ckpt_path={folder}/pruned",
+    )
     rows = rows_by_name(run(cfg, tmp_path))
     before = rows_by_name(results)["fine_grained"]
     assert rows["base"]["top1"] == before["top1"]
@@ -277,8 +338,14 @@ def test_a_pruned_network_is_pruned_again(config, tiny_run, folder, results, tmp
 
 
 def test_ratio_0_changes_nothing(config, tiny_run, folder, tmp_path):
-    cfg = config(*tiny_run, *FROM_BASE, "pruning=uniform", "pruning.ratio=0.0",
-                 "pruning.ratios=[0.3]", f"ckpt_path={folder}/base")
+    cfg = config(
+        *tiny_run,
+        *FROM_BASE,
+        "pruning=uniform",
+        "pruning.ratio=0.0",
+        "pruning.ratios=[0.3]",
+        f"ckpt_path={folder}/base",
+    )
     base, uniform = run(cfg, tmp_path)["rows"]
     assert {**uniform, "name": "", "published": ""} == {**base, "name": "", "published": ""}
     base, pruned = load(folder / "base")[0], load(tmp_path / "pruned")[0]
@@ -286,169 +353,33 @@ def test_ratio_0_changes_nothing(config, tiny_run, folder, tmp_path):
         assert torch.equal(pruned.state_dict()[name], tensor)
 
 
-def test_a_multirun_has_a_folder_for_each_job(folder, results, tiny_run, tmp_path):
-    code, _, error = finish(start(
-        tmp_path, "-m", "pruning=uniform", "pruning.ratio=0.1,1.0,0.3", "pruning.ratios=[0.3]",
-        f"ckpt_path={folder}/base", f"hydra.sweep.dir={tmp_path}/jobs", *tiny_run, *FROM_BASE,
-    ))
+def test_a_multirun_has_a_folder_for_each_job(multirun, results):
+    jobs, process = multirun
+    code, _, error = finish(process)
     # the job that cannot be is told, and the others go on
     assert code != 0
     (line,) = error.splitlines()
     assert "pruning.ratio=1.0" in line and "job 1" in line
     savings = []
     for job, ratio in ((0, 0.1), (2, 0.3)):
-        job = tmp_path / "jobs" / str(job)
+        job = jobs / str(job)
         assert yaml.safe_load((job / "config.yaml").read_text())["pruning"]["ratio"] == ratio
         base, uniform = json.loads((job / "results.json").read_text())["rows"]
         assert base["top1"] == results["rows"][0]["top1"]
         assert (job / "pruned" / "model.safetensors").is_file() and (job / "table.md").is_file()
         savings.append(uniform["memory_saving"])
     assert 0.05 < savings[0] < savings[1] < 0.4
-    assert not (tmp_path / "jobs" / "1" / "results.json").exists()
+    assert not (jobs / "1" / "results.json").exists()
 
 
-REFUSED = {
-    "unknown choice": (["pruning=nonsense"], "pruning/nonsense"),
-    "unknown key": (["nonsense=1"], "nonsense"),
-    "bad ratio": (["pruning=uniform", "pruning.ratio=1.0"], "pruning.ratio=1.0"),
-    "a trainer that Lightning refuses": (["trainer.devices=0"], "devices=0"),
-}
-
-
-@pytest.fixture(scope="module")
-def refused(tmp_path_factory, tiny_run):
-    """All of ``REFUSED``, at once."""
-    work = tmp_path_factory.mktemp("refused")
-    started = {
-        name: start(work / name, f"hydra.run.dir={work}/{name}/run", *tiny_run, "logger=none", *overrides)
-        for name, (overrides, _) in REFUSED.items()
-    }
-    return work, {name: finish(process) for name, process in started.items()}
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_is_wrong_is_one_line(refused, name):
-    work, ended = refused
-    code, out, error = ended[name]
-    assert code not in (0, None)
+def test_what_is_wrong_is_one_line_and_an_exit_code(started):
+    work, processes = started
+    code, out, error = finish(processes["refused"])
+    assert code not in (0, None) and "Traceback" not in out
     (line,) = error.splitlines()
-    assert REFUSED[name][1] in line
-    assert "Traceback" not in out + error
+    assert line.startswith("training.lr=0: expected")
     # before any training
-    assert not (work / name / "run" / "base").exists()
-
-
-def test_the_traceback_is_there_for_who_wants_it(tmp_path, tiny_run):
-    code, _, error = finish(start(
-        tmp_path, f"hydra.run.dir={tmp_path}", *tiny_run, "logger=none", "seed=-1", HYDRA_FULL_ERROR="1"
-    ))
-    assert code != 0 and "Traceback" in error
-    assert "UserError" in error and "seed=-1: expected" in error
-
-
-def write_images(root, counts):
-    """``{"train/cat": 3}``: so many images of random pixels."""
-    generator = np.random.default_rng(0)
-    for place, count in counts.items():
-        (root / place).mkdir(parents=True)
-        for number in range(count):
-            pixels = generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(root / place / f"{number}.png")
-
-
-def images_of(**counts):
-    """Options that read a folder with these images."""
-
-    def options(folder):
-        write_images(folder, {place.replace("__", "/"): n for place, n in counts.items()})
-        return FOLDER + [f"dataset.root={folder}"]
-
-    return options
-
-
-def unreadable(folder):
-    options = images_of(train__cat=12, train__dog=12, test__cat=4, test__dog=4)(folder)
-    path = folder / "train" / "dog" / "7.png"
-    path.write_bytes(path.read_bytes()[:200])
-    return options
-
-
-def network_of(**values):
-    """Options that take a saved network of other values than the run's."""
-
-    def options(folder):
-        given = {"name": "meta_spikeformer", "embed_dims": [8, 16, 16, 16], "num_heads": 4,
-                 "strides": [2, 2, 2, 1, 1], "image_size": 32, "num_classes": 10, **values}
-        checkpoint.save(create_model(**given), folder)
-        return [f"ckpt_path={folder}"]
-
-    return options
-
-
-def text_as_network(folder):
-    (folder / "model.safetensors").write_text("no weights")
-    (folder / "model.yaml").write_text("model: {name: meta_spikeformer}\nplan: {}\n")
-    return [f"ckpt_path={folder}"]
-
-
-FOLDER = ["dataset=image_folder", "dataset.image_size=32", "dataset.train_images=null",
-          "dataset.val_images=null", "dataset.test_images=null"]
-CKPT, ROOT = "ckpt_path={folder}", "dataset.root={folder}"
-
-# what is wrong -> (options, or what makes them; how the message begins; a word of what is right)
-WRONG = {
-    "no dataset folder": (FOLDER + ["dataset.root=/no/where"], "dataset.root=/no/where", "train/"),
-    "dataset folder not given": (FOLDER, "dataset.root=???", "train/"),
-    "empty dataset folder": (images_of(), ROOT, "train/"),
-    "no test images": (images_of(train__cat=3, train__dog=3), ROOT, "test/"),
-    "a class without images": (images_of(train__cat=3, train__dog=0, test__cat=3), ROOT, "dog"),
-    "a class that is not trained": (
-        images_of(train__cat=3, train__dog=3, test__cat=3, test__bird=3), ROOT, "'bird'"),
-    "an image that cannot be read": (unreadable, ROOT, "train/dog/7.png"),
-    "a network that is not there": (["ckpt_path=/no/where"], "ckpt_path=/no/where", "model.safetensors"),
-    "an empty folder for a network": (lambda folder: [CKPT.format(folder=folder)], CKPT, "model.safetensors"),
-    "no weights in the weights": (text_as_network, CKPT, "damaged"),
-    "a network of another family": (
-        network_of(name="sdt_v1", embed_dims=32, depth=1, strides=[2, 2, 1, 1]), CKPT, "sdt_v1"),
-    "a network of other classes": (network_of(num_classes=7), CKPT, "num_classes=7"),
-    "a network of another resolution": (network_of(image_size=64), CKPT, "image_size=64"),
-    "image too small": (["dataset.image_size=8"], "model.image_size=8", "at least 16"),
-    "heads that do not divide": (["model.num_heads=3"], "model.num_heads=3", "divide"),
-    "heads of one channel": (
-        ["model.num_heads=16"], "pruning.protect=stage3.block1.attn.query_key", "can lose none"),
-    "other classes than the data's": (["model.num_classes=7"], "model.num_classes=7", "has 10"),
-    "no time": (["model.time_steps=0"], "model.time_steps=0", "at least 1"),
-    "a target out of reach": (
-        ["pruning.target_memory_saving=0.95"], "pruning.target_memory_saving=0.95", "cannot be reached"),
-    "a target that the kinds cannot reach": (
-        ["pruning.kinds=[value]"], "pruning.target_memory_saving=0.224", "cannot be reached"),
-    "a pattern that matches nothing": (
-        ["pruning.protect=['stage7.*']"], "pruning.protect=stage7.*", "matches no channel group"),
-    "everything protected": (["pruning.protect=['*']"], "pruning.", "no channel group is left"),
-    "a ratio of 1": (["pruning.ratios=[0.5,1.0]"], "pruning.ratios=[0.5, 1.0]", "(0, 1)"),
-    "too few images": (["dataset.train_images=3"], "dataset.train_images=3", "between"),
-    "a bad seed": (["seed=-1"], "seed=-1", "whole number"),
-    "a bad learning rate": (["training.lr=0"], "training.lr=0", "above 0"),
-    "no epochs": (["trainer.max_epochs=0"], "trainer.max_epochs=0", "at least 1"),
-    "no GPU": (["trainer=gpu"], "trainer.accelerator=gpu", "trainer=cpu"),
-    "no GPUs": (["trainer=ddp"], "trainer.accelerator=gpu", "trainer=cpu"),
-}
-
-
-@pytest.mark.parametrize("what", WRONG)
-def test_what_is_wrong_is_told_before_training(config, tiny_run, tmp_path, monkeypatch, what):
-    options, beginning, right = WRONG[what]
-    folder, output = tmp_path / "given", tmp_path / "run"
-    folder.mkdir()
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr("lightning.Trainer.fit", lambda *_: pytest.fail("training began"))
-    cfg = config(*tiny_run, "logger=none", *(options(folder) if callable(options) else options))
-    with pytest.raises(UserError) as error:
-        run(cfg, output)
-    message = str(error.value)
-    assert message.startswith(beginning.format(folder=folder)) and right in message
-    assert "\n" not in message
-    assert not (output / "base").exists() and not (output / "results.json").exists()
+    assert not (work / "refused" / "run" / "base").exists()
 
 
 def test_a_folder_of_images_runs(config, tiny_run, folder, tmp_path):
@@ -456,8 +387,15 @@ def test_a_folder_of_images_runs(config, tiny_run, folder, tmp_path):
     images.mkdir()
     options = images_of(train__cat=16, train__dog=16, test__cat=5, test__dog=4)(images)
     cfg = config(
-        *tiny_run, *options, "dataset.val_fraction=0.25", "trainer.max_epochs=1", "logger=none",
-        "pruning=uniform", "pruning.ratios=[0.5]", "pruning.ratio=0.5", "finetune.epochs=1",
+        *tiny_run,
+        *options,
+        "dataset.val_fraction=0.25",
+        "trainer.max_epochs=1",
+        "logger=none",
+        "pruning=uniform",
+        "pruning.ratios=[0.5]",
+        "pruning.ratio=0.5",
+        "finetune.epochs=1",
     )
     found = run(cfg, tmp_path / "run")
     assert [row["name"] for row in found["rows"]] == ["base", "uniform", "uniform + fine-tuning"]

@@ -47,9 +47,17 @@ RAW = "events_np"
 DIGITS = tuple("0123456789")
 # gesture_mapping.csv of the dataset; spikingjelly's labels begin at 0
 GESTURES = (
-    "hand_clapping", "right_hand_wave", "left_hand_wave", "right_arm_clockwise",
-    "right_arm_counter_clockwise", "left_arm_clockwise", "left_arm_counter_clockwise", "arm_roll",
-    "air_drums", "air_guitar", "other_gestures",
+    "hand_clapping",
+    "right_hand_wave",
+    "left_hand_wave",
+    "right_arm_clockwise",
+    "right_arm_counter_clockwise",
+    "left_arm_clockwise",
+    "left_arm_counter_clockwise",
+    "arm_roll",
+    "air_drums",
+    "air_guitar",
+    "other_gestures",
 )
 
 
@@ -73,15 +81,24 @@ class Layout(NamedTuple):
 
 LAYOUTS = {
     "cifar10_dvs": Layout(
-        datasets.CIFAR10DVS, datasets.CIFAR10DVS_CLASS_NAMES, datasets.CIFAR10DVS_CLASS_NAMES,
-        ("",), "<class>/*.aedat",
+        datasets.CIFAR10DVS,
+        datasets.CIFAR10DVS_CLASS_NAMES,
+        datasets.CIFAR10DVS_CLASS_NAMES,
+        ("",),
+        "<class>/*.aedat",
     ),
     "dvs128_gesture": Layout(
-        datasets.DVS128Gesture, GESTURES, tuple(str(i) for i in range(11)), ("train", "test"),
+        datasets.DVS128Gesture,
+        GESTURES,
+        tuple(str(i) for i in range(11)),
+        ("train", "test"),
         "DvsGesture/ with *.aedat, *_labels.csv, trials_to_train.txt and trials_to_test.txt",
     ),
     "n_mnist": Layout(
-        datasets.NMNIST, DIGITS, DIGITS, ("train", "test"),
+        datasets.NMNIST,
+        DIGITS,
+        DIGITS,
+        ("train", "test"),
         "Train/<digit>/*.bin and Test/<digit>/*.bin",
     ),
 }
@@ -164,7 +181,8 @@ def _make_raw(layout: Layout, root: Path) -> None:
             (extract, layout.unpacked) if step == "converted" else (download, "the archives alone")
         )
         raise UserError(
-            "dataset.root", root,
+            "dataset.root",
+            root,
             f"{source.name}/ could not be {step} ({_reason(error)}); it should hold {expected}",
         ) from error
 
@@ -179,14 +197,16 @@ def _check_archives(layout: Layout, root: Path) -> None:
         name, url, _ = missing[0]
         found = f"has no download/{name}" if root.is_dir() else "no such folder"
         raise UserError(
-            "dataset.root", root,
+            "dataset.root",
+            root,
             f"{found}; put {', '.join(name for name, _, _ in archives)} into its folder download/ "
             f"({name} is from {url}), or their content into extract/: {layout.unpacked}",
         )
     for name, _, md5 in archives:
         if not check_integrity(root / "download" / name, md5):
             raise UserError(
-                "dataset.root", root,
+                "dataset.root",
+                root,
                 f"download/{name} is damaged: its MD5 is not {md5}; get it again",
             )
 
@@ -197,7 +217,8 @@ def _check_finished(root: Path, *folders: Path) -> None:
         marker = folder.with_name(f"{folder.name}.building")
         if marker.exists():
             raise UserError(
-                "dataset.root", root,
+                "dataset.root",
+                root,
                 f"{folder.name}/ is unfinished; if nothing is making it now, remove it and "
                 f"{marker.name}",
             )
@@ -210,14 +231,16 @@ def _check_classes(layout: Layout, root: Path) -> None:
         unknown = sorted(found - set(layout.folders))
         if unknown:
             raise UserError(
-                "dataset.root", root,
+                "dataset.root",
+                root,
                 f"{where}/{unknown[0]}/ is no class of this dataset ({', '.join(layout.folders)}); "
                 "remove it",
             )
         for folder in layout.folders:
             if next((root / where / folder).glob("*.npz"), None) is None:
                 raise UserError(
-                    "dataset.root", root,
+                    "dataset.root",
+                    root,
                     f"{where}/{folder}/ holds no recordings; complete extract/ "
                     f"({layout.unpacked}) and remove {RAW}/",
                 )
@@ -240,7 +263,8 @@ def _make_frames(layout: Layout, root: Path, folder: Path, frames: int) -> None:
     events, path = min(zip(read_all(paths, count, root, "recording"), paths, strict=True))
     if events < frames:
         raise UserError(
-            "dataset.frames", frames,
+            "dataset.frames",
+            frames,
             f"at most {events}: {path.relative_to(root)} has no more events (dataset.root={root})",
         )
     try:
@@ -261,7 +285,8 @@ def _check_same_recordings(root: Path, frames: Path) -> None:
     )
     if recordings != made:
         raise UserError(
-            "dataset.root", root,
+            "dataset.root",
+            root,
             f"{frames.name}/ does not hold the recordings of {RAW}/; remove {frames.name}/, and it "
             "is made again",
         )

@@ -56,12 +56,17 @@ class Tally:
     def as_dict(self) -> dict[str, float]:
         """``top1`` and ``top1_stderr`` in percent, ``loss`` in nats, ``images``."""
         return {
-            "top1": self.top1, "top1_stderr": self.top1_stderr, "loss": self.loss, "images": self.images,
+            "top1": self.top1,
+            "top1_stderr": self.top1_stderr,
+            "loss": self.loss,
+            "images": self.images,
         }
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> Tally:
+def evaluate(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device
+) -> Tally:
     """Accuracy and loss of ``model``, in evaluation mode, over batches of (images, labels)."""
     model.eval().to(device)
     tally = Tally()

@@ -93,8 +93,12 @@ class SpikingAttention(nn.Module):
 
     def _head_group(self) -> ChannelGroup:
         return ChannelGroup(
-            "head", "head", self.num_heads, producers=self._outputs(*self.inputs),
-            consumers=self._projection_reads, counted_by=("",),
+            "head",
+            "head",
+            self.num_heads,
+            producers=self._outputs(*self.inputs),
+            consumers=self._projection_reads,
+            counted_by=("",),
         )
 
 
@@ -117,13 +121,21 @@ class SpikingSelfAttention(SpikingAttention):
     def channel_groups(self) -> list[ChannelGroup]:
         return [
             ChannelGroup(
-                "query_key", "query_key", self._width("query"), heads=self.num_heads,
-                producers=self._outputs("query", "key"), silenced=self._outputs("query")[-1:],
+                "query_key",
+                "query_key",
+                self._width("query"),
+                heads=self.num_heads,
+                producers=self._outputs("query", "key"),
+                silenced=self._outputs("query")[-1:],
                 neurons=("query_neuron", "key_neuron"),
             ),
             ChannelGroup(
-                "value", "value", self._width("value"), heads=self.num_heads,
-                producers=self._outputs("value"), consumers=self._projection_reads,
+                "value",
+                "value",
+                self._width("value"),
+                heads=self.num_heads,
+                producers=self._outputs("value"),
+                consumers=self._projection_reads,
             ),
             self._head_group(),
         ]
@@ -142,8 +154,12 @@ class SpikeDrivenSelfAttention(SpikingAttention):
     def channel_groups(self) -> list[ChannelGroup]:
         return [
             ChannelGroup(
-                "value", "value", self._width("value"), heads=self.num_heads,
-                producers=self._outputs(*self.inputs), consumers=self._projection_reads,
+                "value",
+                "value",
+                self._width("value"),
+                heads=self.num_heads,
+                producers=self._outputs(*self.inputs),
+                consumers=self._projection_reads,
             ),
             self._head_group(),
         ]
@@ -164,13 +180,21 @@ class TokenAttention(SpikingAttention):
     def channel_groups(self) -> list[ChannelGroup]:
         return [
             ChannelGroup(
-                "query", "query_key", self._width("query"), heads=self.num_heads,
-                producers=self._outputs("query"), silenced=self._outputs("query")[-1:],
+                "query",
+                "query_key",
+                self._width("query"),
+                heads=self.num_heads,
+                producers=self._outputs("query"),
+                silenced=self._outputs("query")[-1:],
                 neurons=("query_neuron",),
             ),
             ChannelGroup(
-                "key", "value", self._width("key"), heads=self.num_heads,
-                producers=self._outputs("key"), consumers=self._projection_reads,
+                "key",
+                "value",
+                self._width("key"),
+                heads=self.num_heads,
+                producers=self._outputs("key"),
+                consumers=self._projection_reads,
             ),
             self._head_group(),
         ]

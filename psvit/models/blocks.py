@@ -116,8 +116,11 @@ class SepConv(nn.Module):
             producers.append("depthwise_bn")
         return [
             ChannelGroup(
-                "hidden", "hidden", self.conv1.out_channels,
-                producers=tuple(producers), consumers=("conv2",),
+                "hidden",
+                "hidden",
+                self.conv1.out_channels,
+                producers=tuple(producers),
+                consumers=("conv2",),
             )
         ]
 
@@ -157,8 +160,11 @@ class MLP(nn.Module):
     def channel_groups(self) -> list[ChannelGroup]:
         return [
             ChannelGroup(
-                "hidden", "hidden", self.conv1.out_channels,
-                producers=("conv1", "bn1"), consumers=("conv2",),
+                "hidden",
+                "hidden",
+                self.conv1.out_channels,
+                producers=("conv1", "bn1"),
+                consumers=("conv2",),
             )
         ]
 

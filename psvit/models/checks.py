@@ -58,7 +58,8 @@ def check_image(image_size: object, strides: Sequence[int]) -> None:
         reduction *= stride
     if image_size < 2 * reduction or image_size % reduction:
         raise UserError(
-            "model.image_size", image_size,
+            "model.image_size",
+            image_size,
             f"the stages shrink the image {reduction} times: give a multiple of {reduction}, at "
             f"least {2 * reduction} (dataset.image_size), or smaller model.strides",
         )

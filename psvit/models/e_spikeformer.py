@@ -74,15 +74,26 @@ class ESpikeFormer(SpikingTransformer):
                 sep_conv=sep_conv(width, kernel_size=3),
                 attn=SpikingSelfAttention(
                     # twice the usual scale, as in the released networks
-                    width, num_heads, scale=2 * (width // num_heads) ** -0.5,
-                    neuron=IntegerLIF, attention_neuron=IntegerLIF, value_ratio=4,
+                    width,
+                    num_heads,
+                    scale=2 * (width // num_heads) ** -0.5,
+                    neuron=IntegerLIF,
+                    attention_neuron=IntegerLIF,
+                    value_ratio=4,
                 ),
                 mlp=MLP(width, int(width * mlp_ratio), neuron=IntegerLIF),
             )
 
         add_stages(
-            self, embed_dims, depth, strides, in_channels, drop_path_rate,
-            IntegerLIF, convolution_block, transformer_block,
+            self,
+            embed_dims,
+            depth,
+            strides,
+            in_channels,
+            drop_path_rate,
+            IntegerLIF,
+            convolution_block,
+            transformer_block,
         )
         self.init_weights()
         # the head reads the count itself, not the fraction

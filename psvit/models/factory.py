@@ -135,8 +135,13 @@ for depth, embed_dims in ((8, 384), (6, 512), (8, 512), (10, 512), (8, 768)):
         f"sdt_v1_{depth}_{embed_dims}", SpikeDrivenTransformer, depth=depth, embed_dims=embed_dims
     )
 register_model(
-    "sdt_v1_cifar", SpikeDrivenTransformer, depth=2, embed_dims=512,
-    strides=(1, 1, 2, 2), image_size=32, num_classes=10,
+    "sdt_v1_cifar",
+    SpikeDrivenTransformer,
+    depth=2,
+    embed_dims=512,
+    strides=(1, 1, 2, 2),
+    image_size=32,
+    num_classes=10,
 )
 
 register_model("spikformer", Spikformer)
@@ -145,8 +150,15 @@ for embed_dims, num_heads in ((384, 12), (512, 8), (768, 12)):
         f"spikformer_8_{embed_dims}", Spikformer, embed_dims=embed_dims, num_heads=num_heads
     )
 register_model(
-    "spikformer_cifar", Spikformer, depth=4, embed_dims=384, num_heads=12, qkv_bias=True,
-    strides=(1, 1, 2, 2), image_size=32, num_classes=10,
+    "spikformer_cifar",
+    Spikformer,
+    depth=4,
+    embed_dims=384,
+    num_heads=12,
+    qkv_bias=True,
+    strides=(1, 1, 2, 2),
+    image_size=32,
+    num_classes=10,
 )
 
 register_model("qkformer", QKFormer)

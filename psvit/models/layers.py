@@ -88,7 +88,10 @@ class RepConv(nn.Module):
     def channel_groups(self) -> list[ChannelGroup]:
         return [
             ChannelGroup(
-                "hidden", "hidden", self.conv1.out_channels,
-                producers=("conv1", "bn1", "depthwise"), consumers=("conv2",),
+                "hidden",
+                "hidden",
+                self.conv1.out_channels,
+                producers=("conv1", "bn1", "depthwise"),
+                consumers=("conv2",),
             )
         ]

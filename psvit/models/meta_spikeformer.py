@@ -1,14 +1,14 @@
 """Meta-SpikeFormer, that is Spike-driven Transformer V2 (arXiv 2404.03663, fig. 2).
 
-    stage1a  7x7 downsample, convolution block x1      width embed_dims[0] / 2
-    stage1b      downsample, convolution block x1      width embed_dims[0]
-    stage2       downsample, convolution block x2      width embed_dims[1]
-    stage3       downsample, transformer block x6      width embed_dims[2]
-    stage4       downsample, transformer block x2      width embed_dims[3]
-    head         mean over pixels, spike, linear, mean over time
+stage1a  7x7 downsample, convolution block x1      width embed_dims[0] / 2
+stage1b      downsample, convolution block x1      width embed_dims[0]
+stage2       downsample, convolution block x2      width embed_dims[1]
+stage3       downsample, transformer block x6      width embed_dims[2]
+stage4       downsample, transformer block x2      width embed_dims[3]
+head         mean over pixels, spike, linear, mean over time
 
-    convolution block   x + SepConv7x7(x), x + MLP3x3(x)
-    transformer block   x + SDSA-3(x) of RepConvs, x + MLP1x1(x)
+convolution block   x + SepConv7x7(x), x + MLP3x3(x)
+transformer block   x + SDSA-3(x) of RepConvs, x + MLP1x1(x)
 """
 
 from collections.abc import Sequence
@@ -81,8 +81,15 @@ class MetaSpikeFormer(SpikingTransformer):
             )
 
         add_stages(
-            self, embed_dims, depth, strides, in_channels, drop_path_rate,
-            LIF, convolution_block, transformer_block,
+            self,
+            embed_dims,
+            depth,
+            strides,
+            in_channels,
+            drop_path_rate,
+            LIF,
+            convolution_block,
+            transformer_block,
         )
         self.init_weights()
         self.head = Head(embed_dims[-1], num_classes)

@@ -151,7 +151,8 @@ def load_official(model: nn.Module, state_dict: Mapping[str, object]) -> nn.Modu
         ours = names.get(str(key).removeprefix("module."))
         if ours is None or not isinstance(tensor, Tensor):
             raise UserError(
-                "checkpoint", key,
+                "checkpoint",
+                key,
                 f"no weight of this {type(model).__name__}: another family or another size?",
             )
         loaded[ours] = _as_shape(key, tensor, wanted[ours].shape)

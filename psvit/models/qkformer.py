@@ -91,7 +91,9 @@ class QKFormer(SpikingTransformer):
                 layers[f"block{block + 1}"] = ResidualBlock(
                     next(rates),
                     attn=attention(
-                        width, num_heads, adds_spikes=True,
+                        width,
+                        num_heads,
+                        adds_spikes=True,
                         make_projection=partial(ConvBN, bias=True),
                     ),
                     mlp=MLP(width, int(width * mlp_ratio), adds_spikes=True),
@@ -104,12 +106,11 @@ class QKFormer(SpikingTransformer):
         self.stage1 = stage(
             PatchEmbedding(eighth, quarter, strides[1], LIF), TokenAttention, quarter, STAGE1
         )
-        self.stage2 = stage(
-            PatchEmbedding(quarter, half, strides[2]), TokenAttention, half, STAGE2
-        )
+        self.stage2 = stage(PatchEmbedding(quarter, half, strides[2]), TokenAttention, half, STAGE2)
         self.stage3 = stage(
             PatchEmbedding(half, embed_dims, strides[3]),
-            partial(SpikingSelfAttention, scale=attention_scale), embed_dims,
+            partial(SpikingSelfAttention, scale=attention_scale),
+            embed_dims,
             depth - STAGE1 - STAGE2,
         )
         if batch_as_time:
@@ -170,7 +171,10 @@ class PatchEmbedding(nn.Module):
     def channel_groups(self) -> list[ChannelGroup]:
         return [
             ChannelGroup(
-                "hidden", "hidden", self.conv1.out_channels,
-                producers=("conv1", "bn1"), consumers=("conv2",),
+                "hidden",
+                "hidden",
+                self.conv1.out_channels,
+                producers=("conv1", "bn1"),
+                consumers=("conv2",),
             )
         ]

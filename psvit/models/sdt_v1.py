@@ -60,26 +60,30 @@ class SpikeDrivenTransformer(SpikingTransformer):
             embed_dims, depth, num_heads, image_size, num_classes, in_channels, strides, mlp_ratio
         )
         pool1, pool2, pool3, pool4 = strides
-        self.stem = nn.Sequential(OrderedDict(
-            conv1=PatchConv(in_channels, embed_dims // 8),
-            conv2=PatchConv(embed_dims // 8, embed_dims // 4, LIF, pool1),
-            conv3=PatchConv(embed_dims // 4, embed_dims // 2, LIF, pool2),
-            conv4=PatchConv(embed_dims // 2, embed_dims, LIF, pool3, pool_after=pool4),
-            position=PositionEmbedding(embed_dims),
-        ))
-        self.stage1 = nn.Sequential(OrderedDict(
-            (
-                f"block{index + 1}",
-                ResidualBlock(
-                    rate,
-                    attn=TalkingHeadsAttention(
-                        embed_dims, num_heads, make_projection=partial(ConvBN, bias=True)
-                    ),
-                    mlp=MLP(embed_dims, int(embed_dims * mlp_ratio)),
-                ),
+        self.stem = nn.Sequential(
+            OrderedDict(
+                conv1=PatchConv(in_channels, embed_dims // 8),
+                conv2=PatchConv(embed_dims // 8, embed_dims // 4, LIF, pool1),
+                conv3=PatchConv(embed_dims // 4, embed_dims // 2, LIF, pool2),
+                conv4=PatchConv(embed_dims // 2, embed_dims, LIF, pool3, pool_after=pool4),
+                position=PositionEmbedding(embed_dims),
             )
-            for index, rate in enumerate(spread_drop_path(drop_path_rate, depth))
-        ))
+        )
+        self.stage1 = nn.Sequential(
+            OrderedDict(
+                (
+                    f"block{index + 1}",
+                    ResidualBlock(
+                        rate,
+                        attn=TalkingHeadsAttention(
+                            embed_dims, num_heads, make_projection=partial(ConvBN, bias=True)
+                        ),
+                        mlp=MLP(embed_dims, int(embed_dims * mlp_ratio)),
+                    ),
+                )
+                for index, rate in enumerate(spread_drop_path(drop_path_rate, depth))
+            )
+        )
         self.init_weights()
         self.head = Head(embed_dims, num_classes)
 

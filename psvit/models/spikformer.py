@@ -65,29 +65,36 @@ class Spikformer(SpikingTransformer):
         )
         check_scale(attention_scale)
         pool1, pool2, pool3, pool4 = strides
-        self.stem = nn.Sequential(OrderedDict(
-            conv1=PatchConv(in_channels, embed_dims // 8),
-            conv2=PatchConv(embed_dims // 8, embed_dims // 4, LIF, pool1),
-            conv3=PatchConv(embed_dims // 4, embed_dims // 2, LIF, pool2),
-            conv4=PatchConv(embed_dims // 2, embed_dims, LIF, pool3),
-            position=SpikingPositionEmbedding(embed_dims, pool4),
-        ))
-        self.stage1 = nn.Sequential(OrderedDict(
-            (
-                f"block{index + 1}",
-                SpikformerBlock(
-                    embed_dims,
-                    rate,
-                    attn=SpikingSelfAttention(
-                        embed_dims, num_heads, attention_scale, adds_spikes=True,
-                        make_input=partial(ConvBN, bias=qkv_bias),
-                        make_projection=partial(ConvBN, bias=True),
-                    ),
-                    mlp=MLP(embed_dims, int(embed_dims * mlp_ratio), adds_spikes=True),
-                ),
+        self.stem = nn.Sequential(
+            OrderedDict(
+                conv1=PatchConv(in_channels, embed_dims // 8),
+                conv2=PatchConv(embed_dims // 8, embed_dims // 4, LIF, pool1),
+                conv3=PatchConv(embed_dims // 4, embed_dims // 2, LIF, pool2),
+                conv4=PatchConv(embed_dims // 2, embed_dims, LIF, pool3),
+                position=SpikingPositionEmbedding(embed_dims, pool4),
             )
-            for index, rate in enumerate(spread_drop_path(drop_path_rate, depth))
-        ))
+        )
+        self.stage1 = nn.Sequential(
+            OrderedDict(
+                (
+                    f"block{index + 1}",
+                    SpikformerBlock(
+                        embed_dims,
+                        rate,
+                        attn=SpikingSelfAttention(
+                            embed_dims,
+                            num_heads,
+                            attention_scale,
+                            adds_spikes=True,
+                            make_input=partial(ConvBN, bias=qkv_bias),
+                            make_projection=partial(ConvBN, bias=True),
+                        ),
+                        mlp=MLP(embed_dims, int(embed_dims * mlp_ratio), adds_spikes=True),
+                    ),
+                )
+                for index, rate in enumerate(spread_drop_path(drop_path_rate, depth))
+            )
+        )
         self.init_weights()
         self.head = Head(embed_dims, num_classes, nn.Identity)
 

@@ -45,8 +45,10 @@ def check_reachable(model: nn.Module, ranking: Ranking, target: float, max_ratio
     most = _saving(model, uniform(ranking, max_ratio))
     if target > most:
         raise UserError(
-            TARGET, target,
-            f"cannot be reached: cutting every group by the largest ratio, {max_ratio:g}, saves {most:.4f}; "
+            TARGET,
+            target,
+            f"cannot be reached: cutting every group by the largest ratio, {max_ratio:g}, saves "
+            f"{most:.4f}; "
             f"lower the target, raise pruning.ratios, or protect fewer groups",
         )
 
@@ -58,7 +60,8 @@ def large_groups(model: nn.Module, ranking: Ranking, share: float) -> list[str]:
     """
     base = parameters(model)
     held = {
-        name: base - pruned_parameters(model, uniform(ranking, 0.5, [name])) for name in ranking.groups
+        name: base - pruned_parameters(model, uniform(ranking, 0.5, [name]))
+        for name in ranking.groups
     }
     ordered = sorted(held, key=lambda name: (-held[name], name))
     cumulative = np.cumsum([held[name] for name in ordered])
@@ -115,7 +118,9 @@ def fine_grained(
             break
         candidates.append(_fill(model, ranking, curves, measured, removed, target))
     best = min(candidates[1:] or candidates, key=lambda removed: _predict(curves, removed))
-    return Allocation(ranking.plan(best), _predict(curves, best), _explain(model, ranking, curves, best))
+    return Allocation(
+        ranking.plan(best), _predict(curves, best), _explain(model, ranking, curves, best)
+    )
 
 
 # group -> (units removed, predicted increase of the loss in nats), from (0, 0) upward
@@ -154,7 +159,9 @@ def _fill(
         now = removed.get(name, 0)
         further = levels[levels > now]
         if len(further):
-            saved = _alone(model, ranking, name, now) - _alone(model, ranking, name, int(further[0]))
+            saved = _alone(model, ranking, name, now) - _alone(
+                model, ranking, name, int(further[0])
+            )
             cost = np.interp(further[0], levels, loss) - np.interp(now, levels, loss)
             level = int(further[0])
             heapq.heappush(queue, (float(cost) / max(saved, 1), measured[name, level], name, level))
@@ -165,9 +172,12 @@ def _fill(
         _, _, name, level = heapq.heappop(queue)
         removed[name] = _shortest_step(
             [n for n in ranking.removable(name) if removed.get(name, 0) < n <= level],
-            lambda units, name=name: memory_saving(
-                pruned_parameters(model, ranking.plan({**removed, name: units})), base
-            ) >= target,
+            lambda units, name=name: (
+                memory_saving(
+                    pruned_parameters(model, ranking.plan({**removed, name: units})), base
+                )
+                >= target
+            ),
         )
         offer(name)
     return removed
@@ -197,17 +207,21 @@ def _predict(curves: Curves, removed: dict[str, int]) -> float:
     return float(sum(np.interp(units, *curves[name]) for name, units in removed.items()))
 
 
-def _explain(model: nn.Module, ranking: Ranking, curves: Curves, removed: dict[str, int]) -> pd.DataFrame:
+def _explain(
+    model: nn.Module, ranking: Ranking, curves: Curves, removed: dict[str, int]
+) -> pd.DataFrame:
     base = parameters(model)
-    return pd.DataFrame([
-        {
-            "group": name,
-            "kind": group.kind,
-            "size": group.size,
-            "removed": removed.get(name, 0),
-            "ratio": removed.get(name, 0) / group.size,
-            "predicted_loss": _predict(curves, {name: removed.get(name, 0)}),
-            "parameters_saved": base - _alone(model, ranking, name, removed.get(name, 0)),
-        }
-        for name, group in ranking.groups.items()
-    ])
+    return pd.DataFrame(
+        [
+            {
+                "group": name,
+                "kind": group.kind,
+                "size": group.size,
+                "removed": removed.get(name, 0),
+                "ratio": removed.get(name, 0) / group.size,
+                "predicted_loss": _predict(curves, {name: removed.get(name, 0)}),
+                "parameters_saved": base - _alone(model, ranking, name, removed.get(name, 0)),
+            }
+            for name, group in ranking.groups.items()
+        ]
+    )

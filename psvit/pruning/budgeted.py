@@ -95,10 +95,13 @@ def budgeted(
         wanted = base * (1.0 - target * number / rounds)
         step, predicted = _solve_round(network, ranking, table, wanted)
         plan = compose(model, plan, step)
-        log.append({
-            "round": number, "predicted_kl": predicted,
-            "memory_saving": memory_saving(pruned_parameters(model, plan), base),
-        })
+        log.append(
+            {
+                "round": number,
+                "predicted_kl": predicted,
+                "memory_saving": memory_saving(pruned_parameters(model, plan), base),
+            }
+        )
         if number < rounds:
             network = mend(prune(model, plan), plan)
     return plan, pd.DataFrame(log)
@@ -122,7 +125,8 @@ def _solve_round(
             chosen = choose_levels(cost, saved, goal)
         except ValueError as error:
             raise UserError(
-                TARGET, f"{1.0 - wanted / now:.4f}",
+                TARGET,
+                f"{1.0 - wanted / now:.4f}",
                 "cannot be reached in a round: raise pruning.ratios or pruning.rounds",
             ) from error
         plan = ranking.plan({name: int(levels[name][level]) for name, level in chosen.items()})

@@ -29,6 +29,7 @@ Add = Callable[[str, nn.Module, Tensor], None]
 
 SCOPES = ("all", "first")
 
+
 def in_scope(modules: Sequence[Any], scope: str) -> Sequence[Any]:
     """All of ``modules``, or the first one only."""
     return modules if scope == "all" else modules[:1]
@@ -83,9 +84,7 @@ def gradients(
             loss = F.cross_entropy(model(images.to(place)), labels.to(place), reduction="sum")
             found = torch.autograd.grad(loss, list(outputs.values()), materialize_grads=True)
             gates = {
-                path: _per_image(
-                    gradient.double() * y.detach().double(), len(labels), model, path
-                )
+                path: _per_image(gradient.double() * y.detach().double(), len(labels), model, path)
                 for (path, y), gradient in zip(outputs.items(), found, strict=True)
             }
             for group in groups:
@@ -113,7 +112,11 @@ def activity(
     x is what the group's readers read; see ``readers``. Arguments as for ``gradients``.
     """
     return _means(
-        model, groups, batches, device, scope,
+        model,
+        groups,
+        batches,
+        device,
+        scope,
         lambda maps: maps.double().abs().mean((2, 3)),
     )
 
@@ -131,7 +134,11 @@ def singular_values(
     ``gradients``.
     """
     return _means(
-        model, groups, batches, device, scope,
+        model,
+        groups,
+        batches,
+        device,
+        scope,
         lambda maps: torch.linalg.svdvals(maps.double()).sum(-1),
     )
 
@@ -145,7 +152,8 @@ def readers(group: ChannelGroup, scope: str = "all") -> Sequence[str]:
     found = group.consumers or group.neurons
     if not found:
         raise UserError(
-            "pruning.importance", group.name,
+            "pruning.importance",
+            group.name,
             "the channel group names neither consumers nor neurons: nothing can be calibrated",
         )
     return in_scope(found, scope)
@@ -175,10 +183,12 @@ def _means(
 
     read(model, all_readers(groups, scope), batches, device, add)
     return {
-        group.name: torch.stack([
-            (sums[path] / maps_seen[path]).reshape(group.size, -1).mean(1)
-            for path in readers(group, scope)
-        ])
+        group.name: torch.stack(
+            [
+                (sums[path] / maps_seen[path]).reshape(group.size, -1).mean(1)
+                for path in readers(group, scope)
+            ]
+        )
         for group in groups
     }
 
@@ -195,9 +205,7 @@ def read(
     def hook(path: str) -> Any:
         module = model.get_submodule(path)
         if hasattr(module, "weight"):
-            return module.register_forward_pre_hook(
-                lambda module, args: add(path, module, args[0])
-            )
+            return module.register_forward_pre_hook(lambda module, args: add(path, module, args[0]))
         return module.register_forward_hook(lambda module, _, spikes: add(path, module, spikes))
 
     with (

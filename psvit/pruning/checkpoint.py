@@ -1,4 +1,4 @@
-"""A network as a folder: ``model.safetensors`` and ``model.yaml``, which needs nothing else to load."""
+"""A network as a folder, ``model.safetensors`` and ``model.yaml``: all it takes to load it."""
 
 import hashlib
 from pathlib import Path
@@ -29,7 +29,9 @@ def save(model: nn.Module, folder: Path, plan: Plan | None = None, **facts: Any)
     """
     folder = Path(folder)
     _, plan = against_original(model, plan or Plan())
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    tensors = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
+    }
     write_whole(folder / WEIGHTS, lambda path: save_file(tensors, path))
     description = {
         "model": {key: _plain(value) for key, value in model.spec.items()},
@@ -37,7 +39,10 @@ def save(model: nn.Module, folder: Path, plan: Plan | None = None, **facts: Any)
         "sha256": digest(folder / WEIGHTS),
         **facts,
     }
-    write_text(folder / DESCRIPTION, yaml.safe_dump(description, sort_keys=False, default_flow_style=None, width=100))
+    write_text(
+        folder / DESCRIPTION,
+        yaml.safe_dump(description, sort_keys=False, default_flow_style=None, width=100),
+    )
 
 
 def load(
@@ -58,7 +63,11 @@ def load(
     folder = Path(folder)
     for name in (WEIGHTS, DESCRIPTION):
         if not (folder / name).is_file():
-            raise UserError(option, folder, f"expected a folder with {WEIGHTS} and {DESCRIPTION}; no {name} there")
+            raise UserError(
+                option,
+                folder,
+                f"expected a folder with {WEIGHTS} and {DESCRIPTION}; no {name} there",
+            )
     try:
         description = yaml.safe_load((folder / DESCRIPTION).read_text())
         spec, plan = dict(description["model"]), Plan(description["plan"])
@@ -66,17 +75,29 @@ def load(
         model = prune_(create_model(**{**spec, "module": module}), plan)
     # a UserError, which is a ValueError, would name an option that the user has not given
     except (
-        yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError, SafetensorError, OSError
+        yaml.YAMLError,
+        AttributeError,
+        KeyError,
+        TypeError,
+        ValueError,
+        SafetensorError,
+        OSError,
     ) as error:
-        raise UserError(option, folder, f"damaged or not written by this program ({error})") from error
+        raise UserError(
+            option, folder, f"damaged or not written by this program ({error})"
+        ) from error
     wanted = model.state_dict()
     for name in sorted({*wanted, *weights}):
         if name not in weights:
-            raise UserError(option, folder, f"its weights lack {name}: another network's, or edited")
+            raise UserError(
+                option, folder, f"its weights lack {name}: another network's, or edited"
+            )
         if name not in wanted or wanted[name].shape != weights[name].shape:
             raise UserError(
-                option, folder,
-                f"weight {name} {list(weights[name].shape)} does not fit the network that {DESCRIPTION} describes",
+                option,
+                folder,
+                f"weight {name} {list(weights[name].shape)} does not fit the network that "
+                f"{DESCRIPTION} describes",
             )
     model.load_state_dict(weights)
     # what is cut from now on is cut from what is left

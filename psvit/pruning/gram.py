@@ -91,7 +91,8 @@ def grams(
     read(model, all_readers(groups, scope), batches, device, add)
     return {
         group.name: [by_path[path] for path in readers(group, scope)]
-        if group.consumers else [products[group.name]]
+        if group.consumers
+        else [products[group.name]]
         for group in groups
     }
 

@@ -82,9 +82,7 @@ def random(model: nn.Module, group: ChannelGroup, scope: str = "all", seed: int 
     return torch.rand(group.size, generator=generator, dtype=torch.float64)
 
 
-def taylor(
-    model: nn.Module, group: ChannelGroup, scope: str, gates: dict[str, Gates]
-) -> Tensor:
+def taylor(model: nn.Module, group: ChannelGroup, scope: str, gates: dict[str, Gates]) -> Tensor:
     """First-order Taylor: s_c = |mean over images of Σ g·w| (group form of arXiv 1906.10771).
 
     w are all parameters of unit c in the producers (filters, biases, batch norms), g the gradient
@@ -95,9 +93,7 @@ def taylor(
     return sums.total.abs() / sums.images
 
 
-def fisher(
-    model: nn.Module, group: ChannelGroup, scope: str, gates: dict[str, Gates]
-) -> Tensor:
+def fisher(model: nn.Module, group: ChannelGroup, scope: str, gates: dict[str, Gates]) -> Tensor:
     """Diagonal Fisher information of the unit's gate: s_c = mean over images of (Σ g·w)².
 
     arXiv 1801.05787, for coupled channels 2108.00708 (without their constant 1/2); g and w as in
@@ -215,7 +211,16 @@ STATISTICS = {
 IMPORTANCES = {
     function.__name__: function
     for function in (
-        l1, l2, bn_scale, fpgm, lamp, taylor, fisher, firing_rate, spike_rank, reconstruction,
+        l1,
+        l2,
+        bn_scale,
+        fpgm,
+        lamp,
+        taylor,
+        fisher,
+        firing_rate,
+        spike_rank,
+        reconstruction,
         random,
     )
 }

@@ -51,15 +51,21 @@ def prioritized(
             candidate = {**removed, name: ranking.units(name, ratio)}
             if saving(candidate) > target:
                 candidate[name] = next(
-                    count for count in ranking.removable(name)
+                    count
+                    for count in ranking.removable(name)
                     if saving({**removed, name: count}) >= target
                 )
             accuracy = top1(ranking.plan(candidate))
             kept = accuracy >= allowed
-            tried.append({
-                "group": name, "ratio": candidate[name] / ranking.groups[name].size,
-                "top1": accuracy, "memory_saving": saving(candidate), "kept": kept,
-            })
+            tried.append(
+                {
+                    "group": name,
+                    "ratio": candidate[name] / ranking.groups[name].size,
+                    "top1": accuracy,
+                    "memory_saving": saving(candidate),
+                    "kept": kept,
+                }
+            )
             if kept:
                 removed = candidate
                 break

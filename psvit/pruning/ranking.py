@@ -30,7 +30,8 @@ def removable(
     floor = math.ceil((min_keep * group.size if min_keep < 1 else min_keep) - 1e-9)
     cuts = range(group.heads, group.size - max(floor, group.heads) + 1, group.heads)
     round_cuts = [
-        cut for cut in range(group.heads, group.size, group.heads)
+        cut
+        for cut in range(group.heads, group.size, group.heads)
         if (group.size - cut) * channels % round_to == 0
     ]
     if round_cuts:
@@ -38,9 +39,7 @@ def removable(
     return [0, *cuts]
 
 
-def units_removed(
-    group: ChannelGroup, ratio: float, allowed: Sequence[int] | None = None
-) -> int:
+def units_removed(group: ChannelGroup, ratio: float, allowed: Sequence[int] | None = None) -> int:
     """Units that ``ratio`` removes: the nearest count of ``allowed``, of two the larger.
 
     A ratio above 0 removes at least the smallest count above 0; a group that allows none gives 0.
@@ -138,11 +137,13 @@ class Ranking:
 
     def plan(self, removed: Mapping[str, int]) -> Plan:
         """The plan that removes so many of each group's least important units."""
-        return Plan({
-            name: keep_best(self.scores[name], self.groups[name], count)
-            for name, count in removed.items()
-            if count
-        })
+        return Plan(
+            {
+                name: keep_best(self.scores[name], self.groups[name], count)
+                for name, count in removed.items()
+                if count
+            }
+        )
 
 
 def _channels(model: nn.Module, group: ChannelGroup) -> int:
@@ -159,17 +160,20 @@ def _prunable(
         matched = fnmatch.filter(groups, pattern)
         if not matched:
             raise UserError(
-                "pruning.protect", pattern,
+                "pruning.protect",
+                pattern,
                 f"matches no channel group; there are {', '.join(groups)}",
             )
         protected.update(matched)
     left = {
-        name: group for name, group in groups.items()
+        name: group
+        for name, group in groups.items()
         if name not in protected and (kinds is None or group.kind in kinds)
     }
     if not left:
         raise UserError(
-            "pruning.kinds", list(kinds or []),
+            "pruning.kinds",
+            list(kinds or []),
             f"no channel group is left to prune; this network has the kinds "
             f"{', '.join(sorted({group.kind for group in groups.values()}))}",
         )

@@ -70,7 +70,11 @@ def _layers_with_lost_inputs(
 ) -> list[str]:
     """Paths, within the segment and in the order they run, of the layers to solve again."""
     order: list[str] = []
-    lost = {name[len(path) + 1:] for name, axis in cuts if axis == INPUT and name.startswith(f"{path}.")}
+    lost = {
+        name[len(path) + 1 :]
+        for name, axis in cuts
+        if axis == INPUT and name.startswith(f"{path}.")
+    }
     handles = [
         segment.get_submodule(name).register_forward_hook(lambda *_, name=name: order.append(name))
         for name in lost
@@ -84,8 +88,16 @@ def _layers_with_lost_inputs(
 
 
 def _solve(
-    layer: str, path: str, small: nn.Module, full: nn.Module, inputs: list[Tensor],
-    base_inputs: list[Tensor], cuts: Cuts, pruned: nn.Module, base: nn.Module, ridge: float,
+    layer: str,
+    path: str,
+    small: nn.Module,
+    full: nn.Module,
+    inputs: list[Tensor],
+    base_inputs: list[Tensor],
+    cuts: Cuts,
+    pruned: nn.Module,
+    base: nn.Module,
+    ridge: float,
 ) -> None:
     """W' = W C (G + λI)⁻¹, with G = XᵀX of the mended network's inputs and C = X_baseᵀ X."""
     ours, theirs = small.get_submodule(layer), full.get_submodule(layer)

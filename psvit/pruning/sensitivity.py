@@ -12,7 +12,6 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from psvit.channels import ChannelGroup
 from psvit.errors import UserError
 from psvit.files import read_json, write_json, write_text
 from psvit.measure.accuracy import Tally
@@ -22,7 +21,17 @@ from psvit.pruning.ranking import Ranking
 from psvit.pruning.surgery import masked, pruned_parameters
 
 COLUMNS = [
-    "group", "kind", "size", "ratio", "removed", "parameters", "memory_saving", "images", "top1", "loss", "kl",
+    "group",
+    "kind",
+    "size",
+    "ratio",
+    "removed",
+    "parameters",
+    "memory_saving",
+    "images",
+    "top1",
+    "loss",
+    "kl",
 ]
 
 
@@ -35,12 +44,15 @@ def grid_points(ranking: Ranking, ratios: Sequence[float]) -> list[tuple[str, fl
     for group in ranking.groups.values():
         if any(ratios) and not ranking.units(group.name, max(ratios)):
             raise UserError(
-                "pruning.protect", group.name,
+                "pruning.protect",
+                group.name,
                 f"this group has {group.size} channels in {group.heads} heads and can lose none: "
                 f"name it in pruning.protect, use fewer model.num_heads, or a smaller "
                 f"pruning.round_to or pruning.min_keep",
             )
-    return [(name, ratio) for name in ranking.groups for ratio in dict.fromkeys(ratios) if ratio > 0.0]
+    return [
+        (name, ratio) for name in ranking.groups for ratio in dict.fromkeys(ratios) if ratio > 0.0
+    ]
 
 
 def measure_sensitivity(
@@ -67,14 +79,12 @@ def measure_sensitivity(
         reference: the network whose outputs ``kl`` is measured against; None for ``model``.
 
     Returns:
-        One row a group and ratio, with the columns ``COLUMNS``: ``top1`` in percent, ``loss`` (cross-
-        entropy) and ``kl`` (divergence from the reference's outputs) in nats, ``memory_saving`` a fraction, ``parameters`` of the whole network.
+        One row a group and ratio, with the columns ``COLUMNS``: ``top1`` in percent, ``loss``
+        (cross-entropy) and ``kl`` (divergence from the reference's outputs) in nats,
+        ``memory_saving`` a fraction, ``parameters`` of the whole network.
     """
     points = grid_points(ranking, ratios)
-    plans = {
-        point: ranking.plan({point[0]: ranking.units(*point)})
-        for point in points
-    }
+    plans = {point: ranking.plan({point[0]: ranking.units(*point)}) for point in points}
     by_segment = _points_by_segment(model, ranking, points)
     batches = list(batches)
     partial = path.with_suffix(".partial.json")
@@ -102,8 +112,14 @@ def measure_sensitivity(
                     done += 1
                     on_row(done, len(points) * len(batches))
                     if last:
-                        row = _row(point, tallies[point], ranking, base_parameters,
-                                   pruned_parameters(model, plans[point]), plans[point])
+                        row = _row(
+                            point,
+                            tallies[point],
+                            ranking,
+                            base_parameters,
+                            pruned_parameters(model, plans[point]),
+                            plans[point],
+                        )
                         with path.open("a") as table:
                             table.write(",".join(map(str, row)) + "\n")
                 reset_state(model)
@@ -120,7 +136,8 @@ def _points_by_segment(model: nn.Module, ranking: Ranking, points: list) -> dict
 
     def segment_of(module_path: str) -> int:
         return next(
-            number for number, path in enumerate(segments)
+            number
+            for number, path in enumerate(segments)
             if module_path == path or module_path.startswith(f"{path}.")
         )
 
@@ -135,8 +152,16 @@ def _row(point, tally: Tally, ranking: Ranking, base: int, left: int, plan) -> l
     group = ranking.groups[point[0]]
     removed = group.size - len(plan[group.name])
     return [
-        group.name, group.kind, group.size, point[1], removed, left,
-        f"{memory_saving(left, base):.6f}", tally.images, f"{tally.top1:.4f}", f"{tally.loss:.6f}",
+        group.name,
+        group.kind,
+        group.size,
+        point[1],
+        removed,
+        left,
+        f"{memory_saving(left, base):.6f}",
+        tally.images,
+        f"{tally.top1:.4f}",
+        f"{tally.loss:.6f}",
         f"{tally.kl:.6f}",
     ]
 

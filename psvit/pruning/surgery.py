@@ -76,7 +76,9 @@ def masked(model: nn.Module, plan: Plan) -> Iterator[nn.Module]:
                 for path in group.masked_modules if removed else ():
                     module = model.get_submodule(path)
                     axis = OUTPUT if group.silenced else INPUT
-                    for tensor in (module.weight, module.bias) if group.silenced else (module.weight,):
+                    for tensor in (
+                        (module.weight, module.bias) if group.silenced else (module.weight,)
+                    ):
                         saved.append((tensor, tensor.detach().clone()))
                         zeroed = expand_units(removed, group.size, tensor.shape[axis])
                         tensor.index_fill_(axis, torch.tensor(zeroed, device=tensor.device), 0.0)
@@ -145,7 +147,9 @@ def _of_removed_heads(group: ChannelGroup, kept: list[int]) -> list[int]:
     present = {unit // per_head for unit in kept}
     return [
         head * per_head + unit
-        for head in range(group.heads) if head not in present for unit in range(each)
+        for head in range(group.heads)
+        if head not in present
+        for unit in range(each)
     ]
 
 
@@ -157,7 +161,10 @@ def expand_units(units: list[int] | tuple[int, ...], size: int, length: int) -> 
 
 def _cut_module(module: nn.Module, axis: int, kept: list[int]) -> None:
     index = torch.tensor(kept)
-    for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+    for name, tensor in [
+        *module.named_parameters(recurse=False),
+        *module.named_buffers(recurse=False),
+    ]:
         if tensor.dim() <= axis:
             continue
         smaller = tensor.detach().index_select(axis, index.to(tensor.device)).contiguous()

@@ -64,7 +64,9 @@ def _log_files(run: Any, files: RunFiles) -> None:
     logged: dict[str, Any] = {
         "final/table": final,
         "final/top1_against_memory": wandb.plot.scatter(
-            final, "memory_saving_percent", "top1",
+            final,
+            "memory_saving_percent",
+            "top1",
             title="Networks: test top-1 (%), memory saving (%)",
         ),
     }
@@ -73,7 +75,9 @@ def _log_files(run: Any, files: RunFiles) -> None:
         table = wandb.Table(dataframe=files.uniform.assign(memory_saving_percent=percent))
         logged["uniform/table"] = table
         logged["uniform/top1_against_memory"] = wandb.plot.line(
-            table, "memory_saving_percent", "top1",
+            table,
+            "memory_saving_percent",
+            "top1",
             title="Uniform pruning: validation top-1 (%), memory saving (%)",
         )
     if files.sensitivity is not None:

@@ -25,14 +25,25 @@ def _uniform_curve(axis: Axes, run: RunFiles) -> None:
     rows = run.uniform
     saving, top1 = 100 * rows["memory_saving"], rows["top1"]
     axis.errorbar(
-        saving, top1, standard_error(top1, rows["images"]), color=style.COLOURS["hidden"],
-        marker="o", elinewidth=0.8, capsize=2, label="uniform pruning, its ratio beside it",
+        saving,
+        top1,
+        standard_error(top1, rows["images"]),
+        color=style.COLOURS["hidden"],
+        marker="o",
+        elinewidth=0.8,
+        capsize=2,
+        label="uniform pruning, its ratio beside it",
     )
     for x, y, ratio in zip(saving, top1, rows["ratio"], strict=True):
         if ratio > 0:
             axis.annotate(
-                f"{100 * ratio:g} %", (x, y), (5, 5), textcoords="offset points", size=6.5,
-                color=style.GREY, bbox=style.PAPER,
+                f"{100 * ratio:g} %",
+                (x, y),
+                (5, 5),
+                textcoords="offset points",
+                size=6.5,
+                color=style.GREY,
+                bbox=style.PAPER,
             )
     base = rows[rows["ratio"] == 0]
     if len(base):
@@ -55,8 +66,14 @@ def _networks(axis: Axes, run: RunFiles) -> None:
     for y, row in enumerate(rows):
         colour = "black" if row is base else style.COLOURS["hidden"]
         axis.errorbar(
-            row["top1"], y, xerr=row.get("top1_stderr") or 0, color=colour,
-            marker="D" if row is base else "o", ms=5, elinewidth=0.8, capsize=2,
+            row["top1"],
+            y,
+            xerr=row.get("top1_stderr") or 0,
+            color=colour,
+            marker="D" if row is base else "o",
+            ms=5,
+            elinewidth=0.8,
+            capsize=2,
         )
     labels = [
         row["name"].replace(" + ", "\n+ ")
@@ -89,8 +106,13 @@ def plan_ratios(run: RunFiles) -> Figure | None:
             row = rows.loc[group]
             axis.barh(y, 100 * row["ratio"], 0.72, color=style.COLOURS.get(row["kind"], style.GREY))
             axis.text(
-                100 * row["ratio"] + 2 * longest, y, f"{row['kept']}/{row['size']}", size=6,
-                va="center", color=style.GREY, bbox=style.PAPER,
+                100 * row["ratio"] + 2 * longest,
+                y,
+                f"{row['kept']}/{row['size']}",
+                size=6,
+                va="center",
+                color=style.GREY,
+                bbox=style.PAPER,
             )
         style.list_groups(axis, lines, rows["kind"].to_dict(), 0, lines_high)
         axis.grid(True, axis="x")

@@ -13,11 +13,25 @@ from psvit.channels import KINDS
 from psvit.errors import UserError
 
 SENSITIVITY_COLUMNS = [
-    "group", "kind", "size", "ratio", "removed", "parameters", "memory_saving", "images", "top1",
+    "group",
+    "kind",
+    "size",
+    "ratio",
+    "removed",
+    "parameters",
+    "memory_saving",
+    "images",
+    "top1",
     "loss",
 ]
 UNIFORM_COLUMNS = [
-    "ratio", "parameters", "memory_mb", "memory_saving", "images", "top1", "loss",
+    "ratio",
+    "parameters",
+    "memory_mb",
+    "memory_saving",
+    "images",
+    "top1",
+    "loss",
 ]
 ROW_KEYS = ["name", "top1", "parameters", "memory_mb", "memory_saving"]
 # A plan may hold a hundred thousand indices: the C parser reads them ten times faster.

@@ -43,10 +43,10 @@ def curves(run: RunFiles) -> Figure | None:
             removed, drop = 100 * curve["removed"] / curve["size"], base[0] - curve["top1"]
             look = looks[_look(group, rows.loc[rows["group"] == group, "kind"].iloc[0])]
             axis.plot([0, *removed], [0, *drop], gid=group, clip_on=False, **look)
-    for axis in axes[len(places):]:
+    for axis in axes[len(places) :]:
         axis.set_axis_off()
     # also under a panel of the last line but one, where the last line ends early
-    for axis in axes[max(0, len(places) - columns):len(places)]:
+    for axis in axes[max(0, len(places) - columns) : len(places)]:
         axis.tick_params(labelbottom=True)
     axes[0].set_xlim(0, 1.03 * float((100 * rows["removed"] / rows["size"]).max()))
     _drop_axis(axes[0], base[0] - rows["top1"], error)

@@ -39,18 +39,20 @@ def final_table(run: RunFiles) -> pd.DataFrame:
     rows = []
     for row in run.results["rows"]:
         published = row.get("published") or {}
-        rows.append({
-            "network": row["name"],
-            "top1": row["top1"],
-            "top1_stderr": row.get("top1_stderr"),
-            "drop": None if base is None else base["top1"] - row["top1"],
-            "parameters": row["parameters"],
-            "memory_mb": row["memory_mb"],
-            "memory_saving_percent": _percent(row["memory_saving"]),
-            "published_top1": published.get("top1"),
-            "published_drop": published.get("drop"),
-            "published_memory_saving_percent": _percent(published.get("memory_saving")),
-        })
+        rows.append(
+            {
+                "network": row["name"],
+                "top1": row["top1"],
+                "top1_stderr": row.get("top1_stderr"),
+                "drop": None if base is None else base["top1"] - row["top1"],
+                "parameters": row["parameters"],
+                "memory_mb": row["memory_mb"],
+                "memory_saving_percent": _percent(row["memory_saving"]),
+                "published_top1": published.get("top1"),
+                "published_drop": published.get("drop"),
+                "published_memory_saving_percent": _percent(published.get("memory_saving")),
+            }
+        )
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     numbers = [column for column in COLUMNS if column not in ("network", "parameters")]
     return table.astype({column: float for column in numbers})
@@ -64,7 +66,8 @@ def caption(run: RunFiles) -> str:
     parts = [
         " · ".join(
             f"{key} {about[key]}" for key in ("model", "dataset", "pruning", "seed") if key in about
-        ) + ".",
+        )
+        + ".",
         f"Measured here: top-1 on the test set{counted} with its binomial standard error; drop in "
         "points below the base network of this run; memory of the float32 weights and buffers, "
         "1 MB = 10⁶ bytes; memory saving = 1 − parameters / base parameters.",
@@ -103,8 +106,11 @@ def print_table(run: RunFiles, console: Console | None = None) -> None:
         table = Table(box=SIMPLE_HEAD, header_style="bold", padding=(0, 1))
         for index in part:
             table.add_column(
-                heading[index].replace(" ", "\n"), justify="right" if index else "left",
-                vertical="top", no_wrap=bool(index), style="dim" if index >= published else None,
+                heading[index].replace(" ", "\n"),
+                justify="right" if index else "left",
+                vertical="top",
+                no_wrap=bool(index),
+                style="dim" if index >= published else None,
             )
         for cells in rows:
             table.add_row(*(cells[index] for index in part))

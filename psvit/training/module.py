@@ -43,7 +43,9 @@ class Classifier(LightningModule):
         loss = self.loss(logits, labels)
         self.train_top1(logits.detach(), labels)
         self.log(f"{self.prefix}/loss", loss, on_step=False, on_epoch=True, prog_bar=True)
-        self.log(f"{self.prefix}/top1", self.train_top1, on_step=False, on_epoch=True, prog_bar=True)
+        self.log(
+            f"{self.prefix}/top1", self.train_top1, on_step=False, on_epoch=True, prog_bar=True
+        )
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], _index: int) -> None:
@@ -52,7 +54,9 @@ class Classifier(LightningModule):
         self.val_top1(logits, labels)
         loss = nn.functional.cross_entropy(logits, labels)
         self.log(f"{self.prefix}/val_loss", loss, on_step=False, on_epoch=True)
-        self.log(f"{self.prefix}/val_top1", self.val_top1, on_step=False, on_epoch=True, prog_bar=True)
+        self.log(
+            f"{self.prefix}/val_top1", self.val_top1, on_step=False, on_epoch=True, prog_bar=True
+        )
 
     def configure_optimizers(self) -> dict[str, Any]:
         recipe = self.recipe
@@ -72,7 +76,10 @@ class Classifier(LightningModule):
             updates_per_epoch=max(1, self.trainer.estimated_stepping_batches // recipe["epochs"]),
         )
         scheduler.step_update(0)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
 
     def lr_scheduler_step(self, scheduler: Any, _metric: Any) -> None:
         scheduler.step_update(self.global_step)

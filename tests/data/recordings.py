@@ -16,7 +16,16 @@ from psvit.data.events import LAYOUTS
 TINY = {"frames": 3, "val_fraction": 0.4}
 SIDE = {"cifar10_dvs": 128, "dvs128_gesture": 128, "n_mnist": 34}
 CIFAR_CLASSES = (
-    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
 )
 
 
@@ -63,7 +72,9 @@ def write_aedat3(path, events):
     half = len(words) // 2
     path.write_bytes(
         b"#!AER-DAT3.1\r\n#Format: RAW\r\n#Source 1: DVS128\r\n#!END-HEADER\r\n"
-        + packet(1, words[:half]) + packet(0, [(1, 7), (3, 8)]) + packet(1, words[half:])
+        + packet(1, words[:half])
+        + packet(0, [(1, 7), (3, 8)])
+        + packet(1, words[half:])
     )
 
 

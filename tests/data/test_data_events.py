@@ -23,7 +23,7 @@ from psvit.data import create_data, events
 from psvit.data.events import GESTURES, LAYOUTS
 from psvit.errors import UserError
 from psvit.pipeline import run
-from psvit.stages import build_network
+from psvit.setup import build_network
 
 pytestmark = pytest.mark.usefixtures("no_network")
 # so few recordings of a class need larger shares
@@ -128,7 +128,10 @@ def test_frames_are_resized_and_normalised(written):
     expected = (blocks.mean((3, 5)) - np.reshape([0.1, 0.2], (2, 1, 1))) / [[[0.5]], [[2.0]]]
     np.testing.assert_allclose(frames, expected, atol=1e-6)
     assert data.preprocessing == {
-        "frames": 3, "image_size": 64, "mean": [0.1, 0.2], "std": [0.5, 2.0],
+        "frames": 3,
+        "image_size": 64,
+        "mean": [0.1, 0.2],
+        "std": [0.5, 2.0],
         "interpolation": "area",
     }
 
@@ -147,7 +150,9 @@ def test_all_frames_of_a_recording_move_together(written):
     for (frames, _), source in zip(data.train.__getitems__(indices), still, strict=True):
         padded = np.pad(source, ((0, 0), (0, 0), (2, 2), (2, 2)))
         found = {
-            (top, left) for top in range(5) for left in range(5)
+            (top, left)
+            for top in range(5)
+            for left in range(5)
             if np.array_equal(frames, padded[..., top : top + 34, left : left + 34])
         }
         assert found
@@ -190,10 +195,18 @@ def test_datasets_without_torchaudio(monkeypatch):
 
 
 TINY_RUN = (
-    "dataset=n_mnist", "dataset.val_fraction=0.4", "model.embed_dims=[8,16,16,16]",
-    "model.mlp_ratio=2", "model.time_steps=2", "trainer.max_epochs=1", "training.warmup_epochs=0",
-    "pruning=uniform", "pruning.ratios=[0.5]", "pruning.calibration_images=10",
-    "logger=none", "finetune.epochs=1",
+    "dataset=n_mnist",
+    "dataset.val_fraction=0.4",
+    "model.embed_dims=[8,16,16,16]",
+    "model.mlp_ratio=2",
+    "model.time_steps=2",
+    "trainer.max_epochs=1",
+    "training.warmup_epochs=0",
+    "pruning=uniform",
+    "pruning.ratios=[0.5]",
+    "pruning.calibration_images=10",
+    "logger=none",
+    "finetune.epochs=1",
 )
 
 

@@ -70,7 +70,8 @@ def test_a_stray_file_among_the_archives(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "file"),
     [
-        ("n_mnist", "Test/3/00023.bin"), ("cifar10_dvs", "cat/cifar10_cat_1.aedat"),
+        ("n_mnist", "Test/3/00023.bin"),
+        ("cifar10_dvs", "cat/cifar10_cat_1.aedat"),
         ("dvs128_gesture", "DvsGesture/user01_led.aedat"),
         ("dvs128_gesture", "DvsGesture/user01_led_labels.csv"),
         ("dvs128_gesture", "DvsGesture/trials_to_test.txt"),
@@ -178,10 +179,21 @@ def test_a_folder_that_cannot_be_written(n_mnist, monkeypatch):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("frames", 0), ("frames", 2.5), ("frames", "many"), ("frames", None),
-        ("root", None), ("root", ""), ("cache", "yes"), ("interpolation", "bicubic"),
-        ("mean", [0.0, 0.0, 0.0]), ("std", [1.0]), ("std", [1.0, 0.0]), ("image_size", 0),
-        ("augment.hflip", 2), ("augment.crop_padding", -1), ("val_fraction", 1.0),
+        ("frames", 0),
+        ("frames", 2.5),
+        ("frames", "many"),
+        ("frames", None),
+        ("root", None),
+        ("root", ""),
+        ("cache", "yes"),
+        ("interpolation", "bicubic"),
+        ("mean", [0.0, 0.0, 0.0]),
+        ("std", [1.0]),
+        ("std", [1.0, 0.0]),
+        ("image_size", 0),
+        ("augment.hflip", 2),
+        ("augment.crop_padding", -1),
+        ("val_fraction", 1.0),
         ("test_images", 21),
     ],
 )

@@ -24,7 +24,10 @@ def test_a_tally_by_hand():
     losses = [cross_entropy(x, y) for x, y in zip(LOGITS.tolist(), LABELS.tolist(), strict=True)]
     assert tally.loss == pytest.approx(sum(losses) / 4, rel=1e-12)
     assert tally.as_dict() == {
-        "top1": tally.top1, "top1_stderr": tally.top1_stderr, "loss": tally.loss, "images": 4
+        "top1": tally.top1,
+        "top1_stderr": tally.top1_stderr,
+        "loss": tally.loss,
+        "images": 4,
     }
 
 
@@ -32,7 +35,8 @@ def test_divergence_by_hand():
     expected = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 3.0], [0.0, 0.5, 0.0], [-1.0, 0.0, 4.0]])
     total = 0.0
     for theirs, ours in zip(expected.double().softmax(1), LOGITS.double().softmax(1), strict=True):
-        total += sum(p * math.log(p / q) for p, q in zip(theirs.tolist(), ours.tolist(), strict=True))
+        pairs = zip(theirs.tolist(), ours.tolist(), strict=True)
+        total += sum(p * math.log(p / q) for p, q in pairs)
     assert Tally().add(LOGITS, LABELS, expected).kl == pytest.approx(total / 4, rel=1e-12)
     # a network does not diverge from itself
     assert Tally().add(LOGITS, LABELS, LOGITS).kl == 0.0
@@ -64,8 +68,8 @@ class Scripted(torch.nn.Module):
 
 
 def test_evaluate_sees_every_batch_once():
-    network = Scripted().train()
-    tally = evaluate(network, zip(LOGITS.split(3), LABELS.split(3), strict=True), torch.device("cpu"))
+    network, batches = Scripted().train(), zip(LOGITS.split(3), LABELS.split(3), strict=True)
+    tally = evaluate(network, batches, torch.device("cpu"))
     assert tally == Tally().add(LOGITS, LABELS)
 
 

@@ -22,6 +22,8 @@ def test_a_shared_parameter_counts_once():
     assert memory_mb(nn.Sequential(layer, layer)) == pytest.approx(36e-6)
 
 
-@pytest.mark.parametrize(("pruned", "base", "saving"), [(75, 100, 0.25), (100, 100, 0.0), (1, 4, 0.75)])
+@pytest.mark.parametrize(
+    ("pruned", "base", "saving"), [(75, 100, 0.25), (100, 100, 0.0), (1, 4, 0.75)]
+)
 def test_memory_saving(pruned, base, saving):
     assert memory_saving(pruned, base) == saving

@@ -9,7 +9,9 @@ from psvit.channels import Plan
 from psvit.models import create_model
 
 PYRAMID = {
-    "embed_dims": [8, 16, 24, 32], "depth": [1, 1, 1, 2, 1], "strides": [2, 2, 1, 2, 1],
+    "embed_dims": [8, 16, 24, 32],
+    "depth": [1, 1, 1, 2, 1],
+    "strides": [2, 2, 1, 2, 1],
     "mlp_ratio": 2.0,
 }
 COLUMN = {"embed_dims": 32, "depth": 2, "strides": [2, 2, 1, 1]}

@@ -51,9 +51,13 @@ def test_random_plans_over_all_groups_at_once(network):
     @settings(max_examples=6, derandomize=True, deadline=None, database=None)
     @given(ratios=ratios, seed=st.integers(0, 1000))
     def check(ratios, seed):
-        plan = Plan({
-            name: random_units(groups[name], ratio, seed) for name, ratio in ratios.items() if ratio
-        })
+        plan = Plan(
+            {
+                name: random_units(groups[name], ratio, seed)
+                for name, ratio in ratios.items()
+                if ratio
+            }
+        )
         compare(network, plan, x)
 
     check()

@@ -24,8 +24,12 @@ PUBLISHED = json.loads(gzip.decompress((FIXTURES / "published_sizes.json.gz").re
 def values_of(config):
     """The fixture's words for a constructor's values -> ours."""
     words = {
-        "embed": "embed_dims", "depth": "depth", "heads": "num_heads", "img": "image_size",
-        "nc": "num_classes", "T": "time_steps",
+        "embed": "embed_dims",
+        "depth": "depth",
+        "heads": "num_heads",
+        "img": "image_size",
+        "nc": "num_classes",
+        "T": "time_steps",
     }
     values = {words[key]: value for key, value in config.items() if key in words}
     if "pool" in config:
@@ -39,10 +43,14 @@ def test_logits_are_the_authors(path):
         family, config = file.metadata()["family"], json.loads(file.metadata()["config"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     network = create_model(family, **values_of(config))
-    load_official(network, {
-        name.removeprefix("state/"): tensor
-        for name, tensor in tensors.items() if name.startswith("state/")
-    })
+    load_official(
+        network,
+        {
+            name.removeprefix("state/"): tensor
+            for name, tensor in tensors.items()
+            if name.startswith("state/")
+        },
+    )
     with torch.no_grad():
         found = network.double().eval()(tensors["input"].double())
     assert (found - tensors["logits"]).abs().max() <= 1e-6
@@ -167,7 +175,8 @@ class Command:
 def test_anything_but_weights_is_refused_and_not_executed(tmp_path, network, zipped):
     trace, file = tmp_path / "executed", tmp_path / "weights.pth"
     torch.save(
-        {"model": authors_state(network), "extra": Command(trace)}, file,
+        {"model": authors_state(network), "extra": Command(trace)},
+        file,
         _use_new_zipfile_serialization=zipped,
     )
     with pytest.raises(UserError, match=f"{re.escape(str(file))}.*refused.*system"):
@@ -185,7 +194,12 @@ def test_files_that_are_no_checkpoint(tmp_path, network):
     (tmp_path / "text.safetensors").write_text("not a checkpoint")
     (tmp_path / "empty.pt").write_bytes(b"")
     for name in (
-        "module.pth", "list.pth", "text.pth", "text.safetensors", "empty.pt", "absent.pth",
+        "module.pth",
+        "list.pth",
+        "text.pth",
+        "text.safetensors",
+        "empty.pt",
+        "absent.pth",
         "absent.safetensors",
     ):
         with pytest.raises(UserError, match=name) as error:

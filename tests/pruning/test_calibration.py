@@ -123,7 +123,12 @@ FAMILIES = {
 def test_every_group_of_every_family_has_statistics(family, images, labels):
     torch.manual_seed(0)
     network = create_model(
-        family, **FAMILIES[family], num_heads=2, image_size=32, num_classes=5, in_channels=3,
+        family,
+        **FAMILIES[family],
+        num_heads=2,
+        image_size=32,
+        num_classes=5,
+        in_channels=3,
         time_steps=2,
     ).eval()
     groups = network.channel_groups()
@@ -165,19 +170,30 @@ def test_input_rows_times_the_weight_is_the_output(layer):
     assert torch.allclose(currents, expected.reshape(-1, 4), atol=1e-12)
 
 
-@pytest.mark.parametrize("layer", [
-    nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"),
-    nn.Conv2d(4, 4, 3, padding="same"), nn.Conv1d(4, 4, 1), nn.BatchNorm2d(4),
-])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(4, 4, 3, groups=2),
+        nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"),
+        nn.Conv2d(4, 4, 3, padding="same"),
+        nn.Conv1d(4, 4, 1),
+        nn.BatchNorm2d(4),
+    ],
+)
 def test_layers_without_input_rows(layer):
     with pytest.raises(TypeError, match="no input rows"):
         input_rows(layer, torch.zeros(1, 4, 5, 5))
 
 
-@pytest.mark.parametrize("path", [
-    "stage1a.downsample.conv", "stage2.block1.mlp.conv2", "stage4.block1.attn.projection.conv2",
-    "head.fc",
-])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "stage1a.downsample.conv",
+        "stage2.block1.mlp.conv2",
+        "stage4.block1.attn.projection.conv2",
+        "head.fc",
+    ],
+)
 def test_gram_is_a_sum_over_rows(network, images, batches, path):
     seen, outputs = [], []
     handles = [

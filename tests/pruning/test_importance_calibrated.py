@@ -45,8 +45,10 @@ def test_taylor_and_fisher_against_the_gradients_of_parameters(
             fisher(network, group, scope, gates), sums.square().mean(0), rtol=1e-7, atol=1e-15
         ), name
     # images pull in opposite directions, which only Fisher sees
-    assert any((torch.stack(sums).mean(0).square() < 0.5 * torch.stack(sums).square().mean(0)).any()
-               for sums in per_image.values())
+    assert any(
+        (torch.stack(sums).mean(0).square() < 0.5 * torch.stack(sums).square().mean(0)).any()
+        for sums in per_image.values()
+    )
 
 
 @pytest.mark.parametrize("group", [Smooth.group, Smooth.halves], ids=["channels", "heads"])
@@ -57,15 +59,18 @@ def test_taylor_against_finite_differences(smooth, smooth_batches, group):
         with torch.no_grad():
             for path in group.producers:
                 for parameter in scaled.get_submodule(path).parameters():
-                    parameter[unit * run:(unit + 1) * run] *= factor
-            return torch.cat([
-                F.cross_entropy(scaled(x), y, reduction="none") for x, y in smooth_batches
-            ])
+                    parameter[unit * run : (unit + 1) * run] *= factor
+            return torch.cat(
+                [F.cross_entropy(scaled(x), y, reduction="none") for x, y in smooth_batches]
+            )
 
     step = 1e-5
-    slopes = torch.stack([
-        (losses(unit, 1 + step) - losses(unit, 1 - step)) / (2 * step) for unit in range(group.size)
-    ])
+    slopes = torch.stack(
+        [
+            (losses(unit, 1 + step) - losses(unit, 1 - step)) / (2 * step)
+            for unit in range(group.size)
+        ]
+    )
     assert slopes.abs().min() > 1e-3
     first_order = score(taylor, gradients, smooth, group, smooth_batches)
     assert torch.allclose(first_order, slopes.mean(1).abs(), rtol=1e-6)
@@ -76,11 +81,14 @@ def test_taylor_against_finite_differences(smooth, smooth_batches, group):
 # --- spikes
 
 
-@pytest.mark.parametrize(("name", "neuron"), [
-    ("stage2.block1.mlp.hidden", "stage2.block1.mlp.neuron2"),
-    ("stage4.block1.mlp.hidden", "stage4.block1.mlp.neuron2"),
-    (f"{ATTENTION}.value", f"{ATTENTION}.attention_neuron"),
-])
+@pytest.mark.parametrize(
+    ("name", "neuron"),
+    [
+        ("stage2.block1.mlp.hidden", "stage2.block1.mlp.neuron2"),
+        ("stage4.block1.mlp.hidden", "stage4.block1.mlp.neuron2"),
+        (f"{ATTENTION}.value", f"{ATTENTION}.attention_neuron"),
+    ],
+)
 def test_firing_rate_counts_spikes(network, images, batches, name, neuron):
     group = network.channel_groups()[name]
     spikes = recorded(network, neuron, images[:5])
@@ -140,11 +148,14 @@ def test_query_and_key_share_a_rate(network, images, batches):
     assert torch.allclose(score(firing_rate, activity, network, group, batches, "first"), query)
 
 
-@pytest.mark.parametrize(("name", "neurons"), [
-    ("stage2.block1.mlp.hidden", ["stage2.block1.mlp.neuron2"]),
-    (f"{ATTENTION}.head", [f"{ATTENTION}.attention_neuron"]),
-    (f"{ATTENTION}.query_key", [f"{ATTENTION}.query_neuron", f"{ATTENTION}.key_neuron"]),
-])
+@pytest.mark.parametrize(
+    ("name", "neurons"),
+    [
+        ("stage2.block1.mlp.hidden", ["stage2.block1.mlp.neuron2"]),
+        (f"{ATTENTION}.head", [f"{ATTENTION}.attention_neuron"]),
+        (f"{ATTENTION}.query_key", [f"{ATTENTION}.query_neuron", f"{ATTENTION}.key_neuron"]),
+    ],
+)
 def test_spike_rank_against_nuclear_norms(network, images, batches, name, neurons):
     group = network.channel_groups()[name]
     scores = score(spike_rank, singular_values, network, group, batches)

@@ -18,12 +18,14 @@ ATTENTION = "stage4.block1.attn"
 def patches(x, size, padding):
     """Rows of a convolution's inputs, with loops over positions."""
     x = F.pad(x, (padding,) * 4)
-    return torch.stack([
-        image[:, row:row + size, column:column + size].flatten()
-        for image in x
-        for row in range(x.shape[2] - size + 1)
-        for column in range(x.shape[3] - size + 1)
-    ])
+    return torch.stack(
+        [
+            image[:, row : row + size, column : column + size].flatten()
+            for image in x
+            for row in range(x.shape[2] - size + 1)
+            for column in range(x.shape[3] - size + 1)
+        ]
+    )
 
 
 def share_lost(x, weight, unit_columns, ridge):
@@ -45,8 +47,10 @@ def test_reconstruction_of_a_convolution_against_lstsq(smooth, smooth_batches, g
     matrices = grams(smooth, [group], smooth_batches)
     rows = torch.cat([patches(x, 3, 1) for x in entering])
     # 9 patch positions a channel
-    columns = [list(range(unit * 36 // group.size, (unit + 1) * 36 // group.size))
-               for unit in range(group.size)]
+    columns = [
+        list(range(unit * 36 // group.size, (unit + 1) * 36 // group.size))
+        for unit in range(group.size)
+    ]
     weight = smooth.conv2.weight.detach().flatten(1)
     expected = [share_lost(rows, weight, of_unit, ridge) for of_unit in columns]
     scores = reconstruction(smooth, group, "all", matrices, ridge)
@@ -59,7 +63,8 @@ def test_reconstruction_of_the_stream_adds_up_its_readers(network, images, batch
     rows = {}
     handles = [
         network.get_submodule(path).register_forward_pre_hook(
-            lambda _, args, path=path: rows.update({path: args[0].detach()}))
+            lambda _, args, path=path: rows.update({path: args[0].detach()})
+        )
         for path in group.consumers
     ]
     with torch.no_grad():
@@ -95,7 +100,7 @@ def test_reconstruction_of_attention_maps_against_least_squares(network, images,
     expected = []
     for head in heads:
         for unit in range(per_head):
-            rest = torch.cat([head[:unit], head[unit + 1:]]).T
+            rest = torch.cat([head[:unit], head[unit + 1 :]]).T
             a = torch.cat([rest, damping.sqrt() * torch.eye(per_head - 1, dtype=rest.dtype)])
             b = torch.cat([head[unit], torch.zeros(per_head - 1, dtype=rest.dtype)])[:, None]
             residual = b - a @ torch.linalg.lstsq(a, b).solution
@@ -163,6 +168,8 @@ def test_a_network_that_reads_nothing_scores_zero():
     group = ChannelGroup("g", "hidden", 2, ("read",), ("read",))
     batches = [(torch.zeros(2, 2, 3, 3, dtype=torch.float64), torch.tensor([0, 1]))]
     for importance, statistic in (
-        (firing_rate, activity), (spike_rank, singular_values), (reconstruction, grams),
+        (firing_rate, activity),
+        (spike_rank, singular_values),
+        (reconstruction, grams),
     ):
         assert score(importance, statistic, Echo(), group, batches).tolist() == [0.0, 0.0]

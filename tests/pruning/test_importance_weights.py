@@ -45,8 +45,12 @@ def by_hand(name, filters):
 
 # one of each kind, and a depthwise convolution and two branches among the producers
 NAMES = (
-    "stage1a.block1.sep_conv.hidden", "stage2.block1.mlp.hidden", "stage3.block1.attn.query_key",
-    "stage3.block1.attn.value", "stage3.block1.attn.head", "stage1a.stream",
+    "stage1a.block1.sep_conv.hidden",
+    "stage2.block1.mlp.hidden",
+    "stage3.block1.attn.query_key",
+    "stage3.block1.attn.value",
+    "stage3.block1.attn.head",
+    "stage1a.stream",
 )
 
 

@@ -38,16 +38,23 @@ def test_a_choice_that_does_not_exist_is_refused():
 
 
 def cut(ranking, ratio, kinds):
-    return ranking.plan({
-        name: units_removed(group, ratio)
-        for name, group in ranking.groups.items() if group.kind in kinds
-    })
+    return ranking.plan(
+        {
+            name: units_removed(group, ratio)
+            for name, group in ranking.groups.items()
+            if group.kind in kinds
+        }
+    )
 
 
 @pytest.mark.parametrize(
     "first, second",
-    [(["hidden"], ["value", "hidden"]), (["head"], ["value", "query_key"]),
-     (["stream", "head"], ["head", "stream", "hidden"]), (["value", "query_key"], ["head"])],
+    [
+        (["hidden"], ["value", "hidden"]),
+        (["head"], ["value", "query_key"]),
+        (["stream", "head"], ["head", "stream", "hidden"]),
+        (["value", "query_key"], ["head"]),
+    ],
 )
 def test_composed_plan_prunes_as_both_plans_do(network, images, first, second):
     one = cut(Ranking(network), 0.3, first)
@@ -69,10 +76,15 @@ def made_table(network, ranking, kl_per_unit):
         for ratio in (0.25, 0.5, 0.75):
             removed = units_removed(group, ratio)
             left = pruned_parameters(network, ranking.plan({name: removed}))
-            rows.append({
-                "group": name, "ratio": ratio, "removed": removed, "parameters": left,
-                "kl": kl_per_unit(name) * removed,
-            })
+            rows.append(
+                {
+                    "group": name,
+                    "ratio": ratio,
+                    "removed": removed,
+                    "parameters": left,
+                    "kl": kl_per_unit(name) * removed,
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -83,8 +95,12 @@ def test_meets_the_target_with_the_groups_that_are_cheap(network, rounds):
 
     mended = []
     plan, log = budgeted(
-        network, Ranking, lambda current, ranking, _: made_table(current, ranking, price),
-        lambda pruned, cut: mended.append(cut) or pruned, 0.2, rounds,
+        network,
+        Ranking,
+        lambda current, ranking, _: made_table(current, ranking, price),
+        lambda pruned, cut: mended.append(cut) or pruned,
+        0.2,
+        rounds,
     )
     saving = 1 - pruned_parameters(network, plan) / parameters(network)
     assert saving >= 0.2
@@ -97,8 +113,12 @@ def test_meets_the_target_with_the_groups_that_are_cheap(network, rounds):
 def test_unreachable_target_names_the_option(network):
     with pytest.raises(UserError, match="pruning.target_memory_saving"):
         budgeted(
-            network, Ranking, lambda current, ranking, _: made_table(current, ranking, len),
-            lambda pruned, _: pruned, 0.97, 1,
+            network,
+            Ranking,
+            lambda current, ranking, _: made_table(current, ranking, len),
+            lambda pruned, _: pruned,
+            0.97,
+            1,
         )
 
 

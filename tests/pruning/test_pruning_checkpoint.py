@@ -103,7 +103,8 @@ DAMAGES = {
     "weights of half a header": cut_header,
     "empty weights": lambda folder: (folder / "model.safetensors").write_bytes(b""),
     "weights that claim a header of 2^60 bytes": lambda folder: (
-        folder / "model.safetensors").write_bytes(struct.pack("<Q", 2**60) + b"{}"),
+        folder / "model.safetensors"
+    ).write_bytes(struct.pack("<Q", 2**60) + b"{}"),
     "a weight missing": weights(lambda tensors: tensors.pop("head.fc.bias")),
     "a weight too many": weights(lambda tensors: tensors.update(extra=torch.zeros(1))),
     "a weight renamed": weights(rename),
@@ -168,6 +169,7 @@ def test_a_pruned_network_pruned_again_is_described_against_the_original(network
     with torch.no_grad():
         assert torch.equal(again.double().eval()(images), twice(images))
     whole = prune(network, Plan(description["plan"]))
-    assert all(torch.equal(a, b) for a, b in zip(
-        whole.state_dict().values(), twice.state_dict().values(), strict=True
-    ))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(whole.state_dict().values(), twice.state_dict().values(), strict=True)
+    )

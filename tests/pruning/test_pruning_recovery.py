@@ -49,17 +49,21 @@ def test_weights_are_those_of_an_ordinary_least_squares_fit(network, calibration
     plan = half(network, group)
     mended = recover(prune(network, plan), network, plan, calibration, "least_squares", ridge=1e-9)
     layer, base = mended.get_submodule(consumer), network.get_submodule(consumer)
-    # the 3x3 layer as a sum over shifted inputs, without unfold: rows (T·B, y, x), columns (c, dy, dx)
+    # shifted inputs, without unfold: rows (T·B, y, x), columns (c, dy, dx)
     size, pad = base.kernel_size[0], base.padding[0]
     columns, outputs = [], []
     for x in entering(network, consumer, calibration):
         kept = nn.functional.pad(x[:, list(plan[group])], [pad] * 4)
         height, width = x.shape[2:]
         shifts = [
-            kept[:, :, dy:dy + height, dx:dx + width] for dy in range(size) for dx in range(size)
+            kept[:, :, dy : dy + height, dx : dx + width]
+            for dy in range(size)
+            for dx in range(size)
         ]
         columns.append(torch.stack(shifts, 2).flatten(1, 2).movedim(1, -1).flatten(0, -2))
-        outputs.append(nn.functional.conv2d(x, base.weight, padding=pad).movedim(1, -1).flatten(0, -2))
+        outputs.append(
+            nn.functional.conv2d(x, base.weight, padding=pad).movedim(1, -1).flatten(0, -2)
+        )
     a, b = torch.cat(columns).numpy(), torch.cat(outputs).detach().numpy()
     expected = np.linalg.lstsq(a, b, rcond=None)[0].T
     ours = layer.weight.detach().flatten(1).numpy()
@@ -71,7 +75,12 @@ def test_weights_are_those_of_an_ordinary_least_squares_fit(network, calibration
 def test_currents_of_a_redundant_channel_are_rebuilt_exactly(network, calibration):
     # channels 0 and 1 made twins: whatever reads channel 1 can read channel 0 instead
     mlp = network.stage3.block1.mlp
-    for tensor in (*mlp.conv1.parameters(), *mlp.bn1.parameters(), mlp.bn1.running_mean, mlp.bn1.running_var):
+    for tensor in (
+        *mlp.conv1.parameters(),
+        *mlp.bn1.parameters(),
+        mlp.bn1.running_mean,
+        mlp.bn1.running_var,
+    ):
         tensor.data[1] = tensor.data[0]
     group = network.channel_groups()["stage3.block1.mlp.hidden"]
     plan = Plan({group.name: [i for i in range(group.size) if i != 1]})
@@ -94,7 +103,9 @@ def test_batch_norms_hold_the_statistics_of_the_calibration_images(network, cali
     assert torch.allclose(mended.get_submodule(path).running_mean, expected, atol=1e-12)
     # behind others it does: they normalise by the batch while they are estimated
     behind = "stage2.block1.mlp.bn2"
-    expected = torch.stack([x.mean((0, 2, 3)) for x in entering(mended, behind, calibration)]).mean(0)
+    expected = torch.stack([x.mean((0, 2, 3)) for x in entering(mended, behind, calibration)]).mean(
+        0
+    )
     found = mended.get_submodule(behind).running_mean
     assert (found - expected).norm() < 0.1 * expected.norm()
     assert (network.get_submodule(behind).running_mean - expected).norm() > 0.3 * expected.norm()

@@ -1,4 +1,4 @@
-"""Every row of the sensitivity table against a pruned copy on all images; and going on after a kill."""
+"""Every row of the sensitivity table against a pruned copy on all images; a kill and going on."""
 
 import copy
 import json
@@ -60,7 +60,11 @@ def test_every_row_is_what_a_pruned_copy_gives(network, images, labels, batches,
         brute = evaluate(pruned, [(images, labels)], CPU)
         left = sum(p.numel() for p in pruned.parameters())
         assert (row.kind, row.size, row.removed, row.parameters, row.images) == (
-            group.kind, group.size, units_removed(group, row.ratio), left, 11
+            group.kind,
+            group.size,
+            units_removed(group, row.ratio),
+            left,
+            11,
         ), row.group
         # what the file's digits can hold
         assert abs(row.top1 - brute.top1) <= 0.5e-4 + 1e-9, row.group
@@ -81,9 +85,14 @@ def kill_at(evaluation):
 @pytest.fixture
 def narrow(network):
     """A few groups of several segments and kinds."""
-    wanted = ("stage1b.block1.mlp.hidden", "stage3.block1.attn.query_key",
-              "stage3.block1.attn.value", "stage4.stream")
-    return Ranking(network, protect=[name for name in network.channel_groups() if name not in wanted])
+    wanted = (
+        "stage1b.block1.mlp.hidden",
+        "stage3.block1.attn.query_key",
+        "stage3.block1.attn.value",
+        "stage4.stream",
+    )
+    others = [name for name in network.channel_groups() if name not in wanted]
+    return Ranking(network, protect=others)
 
 
 # 4 groups at 2 ratios: 8 evaluations a batch
@@ -125,7 +134,12 @@ def test_the_sums_so_far_are_exact(network, narrow, batches, tmp_path):
 def test_rows_are_written_as_they_are_measured(network, narrow, batches, tmp_path):
     path, rows = tmp_path / "sensitivity.csv", []
     measure_sensitivity(
-        network, batches, [0.5], narrow, path, CPU,
+        network,
+        batches,
+        [0.5],
+        narrow,
+        path,
+        CPU,
         lambda *_: rows.append(len(path.read_text().splitlines()) - 1 if path.exists() else 0),
     )
     # a row needs the last batch; it lies there before the next candidate is done

@@ -40,10 +40,13 @@ def test_each_group_alone_masked_equals_pruned(network, images, kind):
 @pytest.mark.parametrize("seed", range(8))
 def test_plans_over_all_groups_masked_equal_pruned(network, images, seed):
     chooser = random.Random(seed)
-    plan = Plan({
-        name: random_units(group, chooser.choice([0.0, 0.2, 0.5, 0.8]), seed)
-        for name, group in network.channel_groups().items() if chooser.random() < 0.8
-    })
+    plan = Plan(
+        {
+            name: random_units(group, chooser.choice([0.0, 0.2, 0.5, 0.8]), seed)
+            for name, group in network.channel_groups().items()
+            if chooser.random() < 0.8
+        }
+    )
     cut = both_ways(network, plan, images[:3])
     assert (cut - logits(network, images[:3])).abs().max() > 1e-6
 
@@ -52,11 +55,13 @@ def test_a_plan_of_heads_and_of_channels_inside_them(network, images):
     # the head that goes takes the channels along that value and query_key would have kept
     attention = "stage3.block1.attn"
     groups = network.channel_groups()
-    plan = Plan({
-        f"{attention}.head": [0, 2],
-        f"{attention}.value": random_units(groups[f"{attention}.value"], 0.5),
-        f"{attention}.query_key": random_units(groups[f"{attention}.query_key"], 0.25),
-    })
+    plan = Plan(
+        {
+            f"{attention}.head": [0, 2],
+            f"{attention}.value": random_units(groups[f"{attention}.value"], 0.5),
+            f"{attention}.query_key": random_units(groups[f"{attention}.query_key"], 0.25),
+        }
+    )
     both_ways(network, plan, images[:3])
     pruned = prune(network, plan).get_submodule(attention)
     assert pruned.num_heads == 2
@@ -88,7 +93,8 @@ def test_modules_say_what_their_tensors_are(network):
         before = network.get_submodule(path)
         if isinstance(module, nn.Conv2d):
             assert module.weight.shape[:2] == (
-                module.out_channels, module.in_channels // module.groups
+                module.out_channels,
+                module.in_channels // module.groups,
             ), path
             assert module.bias is None or module.bias.shape == (module.out_channels,), path
             # depthwise stays depthwise, and nothing else becomes it

@@ -50,7 +50,8 @@ def test_the_best_are_kept_evenly(heads, removed_per_head):
     for seed in range(5):
         scores = torch.rand(size, generator=torch.Generator().manual_seed(seed))
         even = [
-            kept for kept in itertools.combinations(range(size), size - removed)
+            kept
+            for kept in itertools.combinations(range(size), size - removed)
             if {sum(unit // per_head == head for unit in kept) for head in range(heads)}
             == {per_head - removed_per_head}
         ]
@@ -81,9 +82,14 @@ def test_a_plan_keeps_the_largest_norms_and_names_only_what_is_cut(network):
         ({}, lambda group: True),
         ({"kinds": ["value", "stream"]}, lambda group: group.kind in ("value", "stream")),
         ({"protect": ["stage3.*"]}, lambda group: not group.name.startswith("stage3.")),
-        ({"protect": ["*.mlp.hidden", "stage1a.stream"], "kinds": ["hidden", "stream"]},
-         lambda group: group.kind in ("hidden", "stream")
-         and not group.name.endswith(".mlp.hidden") and group.name != "stage1a.stream"),
+        (
+            {"protect": ["*.mlp.hidden", "stage1a.stream"], "kinds": ["hidden", "stream"]},
+            lambda group: (
+                group.kind in ("hidden", "stream")
+                and not group.name.endswith(".mlp.hidden")
+                and group.name != "stage1a.stream"
+            ),
+        ),
     ],
 )
 def test_what_may_be_pruned(network, options, expected):
@@ -97,8 +103,10 @@ def test_what_may_be_pruned(network, options, expected):
     ("options", "message"),
     [
         ({"importance": "l3"}, "pruning.importance=l3: expected one of l1, l2, "),
-        ({"protect": ["stage3.*", "stage7.*"]},
-         "pruning.protect=stage7.*: matches no channel group"),
+        (
+            {"protect": ["stage3.*", "stage7.*"]},
+            "pruning.protect=stage7.*: matches no channel group",
+        ),
         ({"scope": "last"}, "pruning.scope=last: expected one of all, first"),
         ({"importance": "taylor"}, "pruning.importance=taylor: needs calibration images"),
         ({"protect": ["*"]}, "pruning.kinds=[]: no channel group is left"),
@@ -120,10 +128,20 @@ def test_units_removed_rounds_halves_up_within_a_head(heads):
             assert units_removed(group_of(heads * per_head, heads), ratio) == heads * count
 
 
-@pytest.mark.parametrize("size, heads, channels", [
-    (64, 1, 1), (60, 1, 1), (7, 1, 1), (24, 4, 1), (40, 4, 1), (12, 12, 1), (4, 1, 8), (6, 1, 4),
-    (1, 1, 9),
-])
+@pytest.mark.parametrize(
+    "size, heads, channels",
+    [
+        (64, 1, 1),
+        (60, 1, 1),
+        (7, 1, 1),
+        (24, 4, 1),
+        (40, 4, 1),
+        (12, 12, 1),
+        (4, 1, 8),
+        (6, 1, 4),
+        (1, 1, 9),
+    ],
+)
 @pytest.mark.parametrize("round_to", [1, 4, 8])
 @pytest.mark.parametrize("min_keep", [0, 1, 5, 24, 0.3, 0.95])
 def test_removable_against_all_counts(size, heads, channels, round_to, min_keep):

@@ -51,8 +51,20 @@ def sensitivity(groups: dict[str, tuple[str, int]], seed: int = 0) -> pd.DataFra
             drop = min(85.0, fragile * 25 * ratio**3) + rng.normal(0, 0.25)
             parameters = BASE_PARAMETERS - removed * 700
             saving = 1 - parameters / BASE_PARAMETERS
-            rows.append((name, kind, size, ratio, removed, parameters, saving, 360,
-                         97.0 - drop, 0.1 + drop / 20))
+            rows.append(
+                (
+                    name,
+                    kind,
+                    size,
+                    ratio,
+                    removed,
+                    parameters,
+                    saving,
+                    360,
+                    97.0 - drop,
+                    0.1 + drop / 20,
+                )
+            )
     return pd.DataFrame(rows, columns=SENSITIVITY_COLUMNS)
 
 
@@ -61,8 +73,17 @@ def uniform() -> pd.DataFrame:
     for ratio in (0.0, *RATIOS):
         saving = 0.75 * ratio
         parameters = round(BASE_PARAMETERS * (1 - saving))
-        rows.append((ratio, parameters, parameters * 4.02 / 1e6, saving, 360,
-                     97.0 - 120 * ratio**2.5, 0.1 + 4 * ratio**2))
+        rows.append(
+            (
+                ratio,
+                parameters,
+                parameters * 4.02 / 1e6,
+                saving,
+                360,
+                97.0 - 120 * ratio**2.5,
+                0.1 + 4 * ratio**2,
+            )
+        )
     return pd.DataFrame(rows, columns=UNIFORM_COLUMNS)
 
 
@@ -73,14 +94,27 @@ def results(names: tuple[str, ...] = ("base", "uniform", *list(PUBLISHED)[1:])) 
     for name in names:
         saving = 0.0 if name == "base" else 0.226
         parameters = round(BASE_PARAMETERS * (1 - saving))
-        rows.append({
-            "name": name, "top1": top1[name], "top1_stderr": 0.82, "loss": 0.12, "images": 360,
-            "parameters": parameters, "memory_mb": parameters * 4.02 / 1e6,
-            "memory_saving": saving, "published": PUBLISHED.get(name),
-        })
+        rows.append(
+            {
+                "name": name,
+                "top1": top1[name],
+                "top1_stderr": 0.82,
+                "loss": 0.12,
+                "images": 360,
+                "parameters": parameters,
+                "memory_mb": parameters * 4.02 / 1e6,
+                "memory_saving": saving,
+                "published": PUBLISHED.get(name),
+            }
+        )
     return {
-        "run": {"name": "digits", "model": "meta_spikeformer", "dataset": "digits",
-                "pruning": names[-1].split(" ")[0], "seed": 0},
+        "run": {
+            "name": "digits",
+            "model": "meta_spikeformer",
+            "dataset": "digits",
+            "pruning": names[-1].split(" ")[0],
+            "seed": 0,
+        },
         "target_memory_saving": 0.224,
         "validation": {"top1": 97.0, "loss": 0.1, "images": 360},
         "rows": rows,

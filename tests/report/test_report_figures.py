@@ -109,14 +109,16 @@ def test_validation_and_test_accuracies_never_share_a_panel(run):
     ]
 
 
-@pytest.mark.parametrize("draw", [sensitivity.curves, sensitivity.drop_map, plan_ratios,
-                                  accuracy_memory])
+@pytest.mark.parametrize(
+    "draw", [sensitivity.curves, sensitivity.drop_map, plan_ratios, accuracy_memory]
+)
 def test_no_text_overlaps_or_leaves_the_page(draw, sized, monkeypatch):
     seen = {}
     monkeypatch.setattr(Text, "draw", lambda text, renderer: seen.update({id(text): text}))
     figure = drawn(draw, sized)
-    texts = [(text.get_text(), text.get_window_extent()) for text in seen.values()
-             if text.get_visible()]
+    texts = [
+        (text.get_text(), text.get_window_extent()) for text in seen.values() if text.get_visible()
+    ]
     texts = [(text, box.padded(-0.5)) for text, box in texts if text.strip()]
     assert len(texts) > 10
     for text, box in texts:

@@ -20,16 +20,30 @@ def changed(run, change):
 
 
 def row(name, top1, stderr=0.8, parameters=100_000, memory_mb=0.4, saving=0.0, published=None):
-    return {"name": name, "top1": top1, "top1_stderr": stderr, "loss": 0.1, "images": 400,
-            "parameters": parameters, "memory_mb": memory_mb, "memory_saving": saving,
-            "published": published}
+    return {
+        "name": name,
+        "top1": top1,
+        "top1_stderr": stderr,
+        "loss": 0.1,
+        "images": 400,
+        "parameters": parameters,
+        "memory_mb": memory_mb,
+        "memory_saving": saving,
+        "published": published,
+    }
 
 
 def test_numbers_against_hand_computed_ones(run):
     rows = [
         row("base", 97.5),
-        row("fine_grained", 94.25, parameters=77_600, memory_mb=0.3104, saving=0.224,
-            published={"top1": 70.3, "drop": 3.0, "memory_saving": 0.224}),
+        row(
+            "fine_grained",
+            94.25,
+            parameters=77_600,
+            memory_mb=0.3104,
+            saving=0.224,
+            published={"top1": 70.3, "drop": 3.0, "memory_saving": 0.224},
+        ),
         row("fine_grained + fine-tuning", 97.75, parameters=77_600, saving=0.224),
     ]
     table = final_table(changed(run, lambda r: r.update(rows=rows))).set_index("network")
@@ -44,8 +58,18 @@ def test_markdown_shows_every_figure_with_its_convention(folder):
     text = (folder / "table.md").read_text(encoding="utf-8")
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()[:6]]
     assert lines[2][:7] == ["base", "97.50", "0.82", "0.00", "15,112,208", "60.751", "0.0"]
-    assert lines[3] == ["uniform", "88.50", "0.82", "9.00", "11,696,849", "47.021", "22.6",
-                        "–", "–", "–"]
+    assert lines[3] == [
+        "uniform",
+        "88.50",
+        "0.82",
+        "9.00",
+        "11,696,849",
+        "47.021",
+        "22.6",
+        "–",
+        "–",
+        "–",
+    ]
     assert lines[4][7:] == ["70.3", "3.0", "22.4"]
     assert [name for name in lines[0] if name.startswith("published")] == lines[0][7:]
     for convention in ("test set", "360 images", "1 MB = 10⁶ bytes", "ImageNet-1K", "not run here"):
@@ -104,5 +128,15 @@ def test_plain_lines_when_not_a_terminal(run):
     print_table(run, console)
     lines = console.file.getvalue().splitlines()
     assert len(lines) == 6 and "\x1b" not in "".join(lines)
-    assert lines[1].split() == ["base", "97.50", "0.82", "0.00", "15,112,208", "60.751", "0.0",
-                                "73.3", "0.0", "0.0"]
+    assert lines[1].split() == [
+        "base",
+        "97.50",
+        "0.82",
+        "0.00",
+        "15,112,208",
+        "60.751",
+        "0.0",
+        "73.3",
+        "0.0",
+        "0.0",
+    ]

@@ -81,7 +81,8 @@ def test_native_charts_know_their_columns(offline):
     charts = logged(offline[0], "config")["_wandb"]["visualize"]
     fields = {
         name: json.loads(chart)["panel_config"]["fieldSettings"]
-        if isinstance(chart, str) else chart["panel_config"]["fieldSettings"]
+        if isinstance(chart, str)
+        else chart["panel_config"]["fieldSettings"]
         for name, chart in charts.items()
     }
     assert fields["uniform/top1_against_memory"]["x"] == "memory_saving_percent"

@@ -14,7 +14,11 @@ from psvit.training.callbacks import PruneBeforeFit
 from psvit.training.module import Classifier
 
 RECIPE = {
-    "epochs": 1, "lr": 1e-3, "weight_decay": 0.05, "warmup_epochs": 0, "min_lr": 1e-5,
+    "epochs": 1,
+    "lr": 1e-3,
+    "weight_decay": 0.05,
+    "warmup_epochs": 0,
+    "min_lr": 1e-5,
     "label_smoothing": 0.0,
 }
 
@@ -49,8 +53,14 @@ def fit(network, images, labels, folder, callback):
     look, module = Look(), Classifier(network.train(), RECIPE, 5, "finetune")
     loader = DataLoader(TensorDataset(images.float(), labels), 4)
     Trainer(
-        accelerator="cpu", devices=1, max_epochs=1, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, default_root_dir=str(folder),
+        accelerator="cpu",
+        devices=1,
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=str(folder),
         callbacks=[callback, look],
     ).fit(module, loader, loader)
     return look, module

@@ -12,7 +12,11 @@ from psvit.models import create_model
 from psvit.training.module import Classifier
 
 RECIPE = {
-    "epochs": 6, "lr": 1e-2, "weight_decay": 0.05, "warmup_epochs": 1, "min_lr": 1e-4,
+    "epochs": 8,
+    "lr": 5e-3,
+    "weight_decay": 0.05,
+    "warmup_epochs": 1,
+    "min_lr": 1e-4,
     "label_smoothing": 0.1,
 }
 
@@ -20,9 +24,16 @@ RECIPE = {
 def small():
     torch.manual_seed(0)
     return create_model(
-        "meta_spikeformer", embed_dims=[16, 16, 16, 16], depth=[1, 1, 1, 1, 1], num_heads=2,
-        mlp_ratio=2.0, image_size=32, strides=[2, 2, 2, 1, 1], time_steps=2, num_classes=3,
-        attention_scale=0.5,
+        "meta_spikeformer",
+        embed_dims=[16, 16, 16, 16],
+        depth=[1, 1, 1, 1, 1],
+        num_heads=2,
+        mlp_ratio=2.0,
+        image_size=32,
+        strides=[2, 2, 2, 1, 1],
+        time_steps=2,
+        num_classes=3,
+        attention_scale=1.0,
     )
 
 
@@ -37,8 +48,14 @@ def separable(count=96):
 
 def trainer(tmp_path, epochs, *callbacks):
     return Trainer(
-        accelerator="cpu", devices=1, max_epochs=epochs, logger=False, callbacks=list(callbacks),
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        accelerator="cpu",
+        devices=1,
+        max_epochs=epochs,
+        logger=False,
+        callbacks=list(callbacks),
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
         default_root_dir=str(tmp_path),
     )
 
@@ -66,9 +83,7 @@ def fit(tmp_path, recipe, batch_size=8):
     record, module = Record(), Classifier(small(), recipe, 3, "base")
     # shuffled: batch norms of batches of one class would learn nothing
     loader = DataLoader(separable(), batch_size, shuffle=True)
-    trainer(tmp_path, recipe["epochs"], record).fit(
-        module, loader, DataLoader(separable(), 96)
-    )
+    trainer(tmp_path, recipe["epochs"], record).fit(module, loader, DataLoader(separable(), 96))
     return record, module
 
 
@@ -90,7 +105,7 @@ def test_it_learns(trained):
 
 def test_the_schedule_warms_up_and_decays_to_its_end(trained):
     record, _ = trained
-    steps, warm = 6 * 12, 12
+    steps, warm = 8 * 12, 12
     assert len(record.lr) == steps
     lr, least = RECIPE["lr"], RECIPE["min_lr"]
     for step, rates in enumerate(record.lr):

@@ -1,0 +1,87 @@
+"""What a run is made of, checked before anything long starts: the network, the channel ranking."""
+
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from psvit.data import ImageData
+from psvit.errors import UserError
+from psvit.models import create_model
+from psvit.models.official import load_official, read_checkpoint
+from psvit.pruning import allocation, checkpoint
+from psvit.pruning.importance import STATISTICS
+from psvit.pruning.ranking import Ranking
+from psvit.pruning.sensitivity import grid_points
+
+
+def build_network(cfg: DictConfig, data: ImageData) -> tuple[nn.Module, bool]:
+    """The base network, and whether it comes trained (``ckpt_path``).
+
+    Raises:
+        UserError: the values make no network, or the checkpoint is another network's.
+    """
+    values = OmegaConf.to_container(cfg.model, resolve=True)
+    for name in ("num_classes", "in_channels"):
+        given, found = values.get(name), getattr(data, name)
+        if given not in (None, found):
+            raise UserError(f"model.{name}", given, f"dataset={cfg.dataset.name} has {found}")
+        values[name] = found
+    if cfg.ckpt_path is None:
+        return create_model(**values), False
+    if Path(cfg.ckpt_path).is_file():
+        network = create_model(**values)
+        try:
+            return load_official(network, read_checkpoint(cfg.ckpt_path)), True
+        except UserError as error:
+            reason = f"{error.value}: {error.expected}"
+            raise UserError("ckpt_path", cfg.ckpt_path, reason) from error
+    network, _ = checkpoint.load(cfg.ckpt_path, module=values.get("module"))
+    for name in ("name", "num_classes", "in_channels", "image_size"):
+        if network.spec.get(name, values[name]) != values[name]:
+            raise UserError(
+                "ckpt_path",
+                cfg.ckpt_path,
+                f"its network has {name}={network.spec[name]}, this run asks for {values[name]}",
+            )
+    return network, True
+
+
+def rank_channels(cfg: DictConfig, data: ImageData, network: nn.Module) -> Ranking:
+    """The groups that the config lets be pruned, each one's channels in order of importance."""
+    pruning = cfg.pruning
+    needs_images = pruning.importance in STATISTICS
+    return Ranking(
+        network,
+        pruning.importance,
+        list(pruning.kinds),
+        list(pruning.protect),
+        pruning.scope,
+        data.calibration_dataloader(pruning.calibration_images) if needs_images else None,
+        round_to=pruning.round_to,
+        min_keep=pruning.min_keep,
+        seed=cfg.seed,
+    )
+
+
+def check_pruning(cfg: DictConfig, data: ImageData, network: nn.Module) -> None:
+    """Raise a UserError for a grid or a target that this network cannot meet."""
+    if cfg.pruning.name == "none":
+        return
+    pruning = cfg.pruning
+    available = len(data.train)
+    calibrates = pruning.importance in STATISTICS or pruning.get("recovery", "none") != "none"
+    if calibrates and pruning.calibration_images > available:
+        raise UserError(
+            "pruning.calibration_images",
+            pruning.calibration_images,
+            f"expected at most the {available} training images",
+        )
+    # how many channels may go does not depend on which: the cheapest importance answers
+    ranking = rank_channels(
+        OmegaConf.merge(cfg, {"pruning": {"importance": "random"}}), data, network
+    )
+    grid_points(ranking, [pruning.get("ratio", 0.0), *pruning.ratios])
+    target = pruning.get("target_memory_saving")
+    if target is not None:
+        allocation.check_reachable(network, ranking, target, max(pruning.ratios))
