@@ -3,6 +3,8 @@
 Tensors are ``[T, B, C, H, W]`` (T time steps, B batch, C channels, H x W pixels).
 """
 
+from functools import partial
+
 import torch
 from spikingjelly.activation_based import functional, neuron, surrogate
 from torch import Tensor, nn
@@ -92,16 +94,18 @@ class IntegerLIF(neuron.ILIFNode):
         self.norm = float(levels if norm is None else norm)
 
     def multi_step_forward(self, x_seq: Tensor, *args, **kwargs) -> Tensor:
-        if self.store_v_seq or self.v_threshold != 1.0 or self.detach_reset:
+        lean = (
+            not self.store_v_seq
+            and self.v_threshold == 1.0
+            and not self.detach_reset
+            and isinstance(self.surrogate_function, surrogate.MultiLevelSpikeCount)
+        )
+        if not lean:
             return super().multi_step_forward(x_seq, *args, **kwargs) / self.norm
-        leak, v, counts = 1.0 - 1.0 / self.tau, self.v, []
-        for x in x_seq:
-            charged = v * leak + x
-            counts.append(self.surrogate_function(charged))
-            v = charged - counts[-1]
-        # a state with a history could not be copied with the network
-        self.v = v.detach()
-        return torch.stack(counts) / self.norm
+        levels, leak = self.surrogate_function.max_spike_count, 1.0 - 1.0 / self.tau
+        run = _IntegerTraining.apply if torch.is_grad_enabled() else _integer_inference
+        counts, self.v = run(x_seq, self.v, levels, leak, self.norm)
+        return counts
 
 
 # Comparisons write 0.0 and 1.0 straight into the spikes, and a reset subtracts what fired: on the
@@ -112,7 +116,7 @@ def _lif_inference(
     x_seq: Tensor, v: Tensor | float, tau: float, v_threshold: float, v_reset: float
 ) -> tuple[Tensor, Tensor]:
     """Spikes ``[T, ...]`` and the last membrane potential ``[...]``."""
-    spikes = torch.empty_like(x_seq, memory_format=torch.contiguous_format)
+    spikes = torch.empty_like(x_seq)
     for x, spike in zip(x_seq, spikes, strict=True):
         v = _charge(x, v, tau, v_reset, out=torch.empty_like(spike))
         torch.ge(v, v_threshold, out=spike)
@@ -138,7 +142,7 @@ class _LIFTraining(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x_seq, v, tau, v_threshold, v_reset, alpha):
-        charged = torch.empty_like(x_seq, memory_format=torch.contiguous_format)
+        charged = torch.empty_like(x_seq)
         spikes = torch.empty_like(charged)
         potential = torch.empty_like(charged[0])
         for x, charge, spike in zip(x_seq, charged, spikes, strict=True):
@@ -167,3 +171,57 @@ class _LIFTraining(torch.autograd.Function):
             torch.div(grad_charge, tau, out=grad_x[t])
             grad_v = grad_charge.mul_(1.0 - 1.0 / tau)
         return grad_x, None, None, None, None, None
+
+
+def _integer_inference(
+    x_seq: Tensor,
+    v: Tensor | float,
+    levels: int,
+    leak: float,
+    norm: float,
+    charged: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Counts over ``norm`` ``[T, ...]`` and the last potential; U[t] goes into ``charged``."""
+    counts = torch.empty_like(x_seq)
+    for t, (x, count) in enumerate(zip(x_seq, counts, strict=True)):
+        charge = torch.empty_like(count) if charged is None else charged[t]
+        torch.add(x, v * leak, out=charge)
+        torch.clamp(charge, 0, levels, out=count).round_()
+        v = charge - count
+    return counts.div_(norm), v
+
+
+class _IntegerTraining(torch.autograd.Function):
+    """Integer neuron; keeps U[t] only. Gradients pass where 0 <= U <= D."""
+
+    @staticmethod
+    def forward(ctx, x_seq, v, levels, leak, norm):
+        charged = torch.empty_like(x_seq)
+        counts, v = _integer_inference(x_seq, v, levels, leak, norm, charged)
+        ctx.save_for_backward(charged)
+        ctx.constants = levels, leak, norm
+        ctx.mark_non_differentiable(v)
+        return counts, v
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_counts, _grad_v):
+        (charged,) = ctx.saved_tensors
+        levels, leak, norm = ctx.constants
+        # hardtanh's gradient leaves its bounds out, the neuron's holds them
+        bounds = torch.tensor([0.0, levels], dtype=charged.dtype)
+        low, high = torch.nextafter(bounds, torch.tensor([-torch.inf, torch.inf]).to(bounds))
+        passes = partial(
+            torch.ops.aten.hardtanh_backward, min_val=low.item(), max_val=high.item()
+        )
+        grad_x = torch.empty_like(charged)
+        grad_v: Tensor | None = None
+        for t in reversed(range(charged.shape[0])):
+            grad_count = grad_counts[t] / norm
+            if grad_v is None:
+                grad_charge = passes(grad_count, charged[t])
+            else:
+                grad_charge = passes(grad_count.sub_(grad_v), charged[t]).add_(grad_v)
+            grad_x[t] = grad_charge
+            grad_v = grad_charge.mul_(leak)
+        return grad_x, None, None, None, None

@@ -42,13 +42,13 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     """
     quiet_libraries()
     check_config(cfg)
-    write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     seed_everything(cfg.seed, verbose=False)
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     data = create_data(cfg.dataset, cfg.seed)
     network, trained = build_network(cfg, data)
     check_pruning(cfg, data, network)
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
 
     loggers = open_loggers(cfg.logger)
     failed = True

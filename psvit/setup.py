@@ -1,5 +1,6 @@
 """What a run is made of, checked before anything long starts: the network, the channel ranking."""
 
+import logging
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -13,6 +14,8 @@ from psvit.pruning import allocation, checkpoint
 from psvit.pruning.importance import STATISTICS
 from psvit.pruning.ranking import Ranking
 from psvit.pruning.sensitivity import grid_points
+
+_log = logging.getLogger(__name__)
 
 
 def build_network(cfg: DictConfig, data: ImageData) -> tuple[nn.Module, bool]:
@@ -44,6 +47,11 @@ def build_network(cfg: DictConfig, data: ImageData) -> tuple[nn.Module, bool]:
                 cfg.ckpt_path,
                 f"its network has {name}={network.spec[name]}, this run asks for {values[name]}",
             )
+    for name, value in network.spec.items():
+        if name in values and values[name] != value:
+            _log.warning("ckpt_path: its network has %s=%s; model.%s is ignored", name, value, name)
+            # config.yaml says what ran
+            cfg.model[name] = value
     return network, True
 
 

@@ -121,12 +121,13 @@ def test_lif_by_hand():
 
 
 def test_integer_spikes_by_hand():
-    # halves go to the even neighbour; at most 4, never negative; the count over 4
-    x = torch.tensor([[-1.0, 0.4, 0.5, 0.6, 1.5, 2.5, 3.9, 9.0]], requires_grad=True)
+    # halves go to the even neighbour; at most 4, never negative; the count over 4; gradients pass
+    # from 0 to 4, both included
+    x = torch.tensor([[-1.0, 0.0, 0.4, 0.5, 0.6, 1.5, 2.5, 3.9, 4.0, 9.0]], requires_grad=True)
     spikes = IntegerLIF()(x)
-    assert (4 * spikes).flatten().tolist() == [0, 0, 0, 1, 2, 2, 4, 4]
+    assert (4 * spikes).flatten().tolist() == [0, 0, 0, 0, 1, 2, 2, 4, 4, 4]
     spikes.sum().backward()
-    assert x.grad.flatten().tolist() == [0, 0.25, 0.25, 0.25, 0.25, 0.25, 0.25, 0]
+    assert x.grad.flatten().tolist() == [0, *[0.25] * 8, 0]
     # what is left over decays to a quarter: 0.4 / 4 + 0.45 = 0.55
     steps = torch.tensor([[0.4], [0.45]])
     assert IntegerLIF(norm=1)(steps).flatten().tolist() == [0.0, 1.0]
