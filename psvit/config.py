@@ -11,6 +11,7 @@ from psvit.errors import UserError
 from psvit.pruning.calibration import SCOPES
 from psvit.pruning.importance import IMPORTANCES
 from psvit.pruning.recovery import RECOVERIES
+from psvit.training.recipe import KEEP
 
 
 def _number(low: float, high: float) -> Callable[[Any], bool]:
@@ -40,6 +41,13 @@ _RECIPE = {
     "warmup_epochs": (_whole(0), "a whole number of at least 0"),
     "min_lr": (_number(0.0, 1e3), "a number of at least 0"),
     "label_smoothing": (_ratio, "a number in [0, 1)"),
+    "mixup": (_number(0.0, 100.0), "an alpha of at least 0"),
+    "cutmix": (_number(0.0, 100.0), "an alpha of at least 0"),
+    "ema_decay": (lambda x: x is None or _ratio(x), "a decay in [0, 1), or null"),
+    "keep": _one_of(KEEP),
+    "distill_weight": (_number(0.0, 1.0), "a share in [0, 1]"),
+    "distill_temperature": (_number(1e-3, 1e3), "a number above 0"),
+    "distill_rates": (_number(0.0, 1e6), "a number of at least 0"),
 }
 
 POLICIES = ("none", "uniform", "sensitivity", "fine_grained", "prioritized", "budgeted")
@@ -47,6 +55,7 @@ POLICIES = ("none", "uniform", "sensitivity", "fine_grained", "prioritized", "bu
 # option -> (is it right?, what would be right); an option that is not composed is not checked
 _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "threads": (lambda x: x is None or _whole(1)(x), "a whole number of at least 1, or null"),
+    "channels_last": (lambda x: isinstance(x, bool), "true or false"),
     "seed": (_whole(0, 2**32 - 1), "a whole number from 0 to 4294967295"),
     "pruning.ratio": (_ratio, "a ratio in [0, 1)"),
     "pruning.ratios": (

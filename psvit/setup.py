@@ -3,6 +3,7 @@
 import logging
 from pathlib import Path
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -24,6 +25,12 @@ def build_network(cfg: DictConfig, data: ImageData) -> tuple[nn.Module, bool]:
     Raises:
         UserError: the values make no network, or the checkpoint is another network's.
     """
+    network, trained = _network(cfg, data)
+    memory_format = torch.channels_last if cfg.channels_last else torch.contiguous_format
+    return network.to(memory_format=memory_format), trained
+
+
+def _network(cfg: DictConfig, data: ImageData) -> tuple[nn.Module, bool]:
     values = OmegaConf.to_container(cfg.model, resolve=True)
     for name in ("num_classes", "in_channels"):
         given, found = values.get(name), getattr(data, name)

@@ -3,18 +3,16 @@
 import copy
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from hydra.utils import instantiate
-from lightning import Callback, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning import Callback
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
@@ -31,7 +29,9 @@ from psvit.pruning.recovery import recover
 from psvit.pruning.sensitivity import measure_sensitivity
 from psvit.setup import rank_channels
 from psvit.training.callbacks import PruneBeforeFit
+from psvit.training.fit import fit
 from psvit.training.module import Classifier
+from psvit.training.recipe import Recipe
 
 _log = logging.getLogger(__name__)
 
@@ -73,17 +73,23 @@ class Stages:
     def train_base(self, network: nn.Module) -> nn.Module:
         """Train the base network and save it under ``base/``."""
         with self._timed("training"):
-            recipe = {**self.cfg.training, "epochs": self.cfg.trainer.max_epochs}
-            network = self._fit(network, recipe, "base", [])
+            recipe = Recipe(epochs=self.cfg.trainer.max_epochs, **self.cfg.training)
+            network = self._fit(network, recipe, "base")
             self.save_network("base", network, None)
         return network
 
     def finetune(self, network: nn.Module, plan: Plan, pruned: nn.Module) -> nn.Module:
         """Prune a copy of ``network`` inside Lightning and train on from ``pruned``'s weights."""
         with self._timed("fine-tuning"):
-            recipe = OmegaConf.to_container(self.cfg.finetune)
+            recipe = Recipe(**self.cfg.finetune)
             callback = PruneBeforeFit(plan, pruned.state_dict())
-            return self._fit(copy.deepcopy(network), recipe, "finetune", [callback])
+            return self._fit(
+                copy.deepcopy(network),
+                recipe,
+                "finetune",
+                [callback],
+                teacher=network if recipe.distills else None,
+            )
 
     def plan(self, network: nn.Module, ranking: Ranking, sensitivity: pd.DataFrame | None) -> Plan:
         """Step 3: what goes from each group, by the config's policy -> ``plan.csv``."""
@@ -254,20 +260,15 @@ class Stages:
         )
 
     def _fit(
-        self, network: nn.Module, recipe: dict[str, Any], prefix: str, callbacks: list[Callback]
+        self,
+        network: nn.Module,
+        recipe: Recipe,
+        prefix: str,
+        callbacks: Sequence[Callback] = (),
+        teacher: nn.Module | None = None,
     ) -> nn.Module:
-        module = Classifier(network, recipe, self.data.num_classes, prefix)
-        trainer: Trainer = instantiate(
-            self.cfg.trainer,
-            max_epochs=recipe["epochs"],
-            logger=self.loggers,
-            default_root_dir=str(self.folder),
-            enable_checkpointing=False,
-            callbacks=[RichProgressBar(leave=False), *callbacks],
-        )
-        # an evaluation may have come before, and Lightning leaves the mode as it finds it
-        trainer.fit(module.train(), self.data)
-        return module.network
+        module = Classifier(network, recipe, self.data.num_classes, prefix, teacher)
+        return fit(module, self.data, self.cfg.trainer, self.folder, self.loggers, callbacks)
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:

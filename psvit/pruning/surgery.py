@@ -159,6 +159,13 @@ def expand_units(units: list[int] | tuple[int, ...], size: int, length: int) -> 
     return [unit * run + offset for unit in units for offset in range(run)]
 
 
+def _memory_format(tensor: torch.Tensor) -> torch.memory_format:
+    last = torch.channels_last
+    if tensor.dim() == 4 and tensor.is_contiguous(memory_format=last):
+        return last
+    return torch.contiguous_format
+
+
 def _cut_module(module: nn.Module, axis: int, kept: list[int]) -> None:
     index = torch.tensor(kept)
     for name, tensor in [
@@ -167,7 +174,8 @@ def _cut_module(module: nn.Module, axis: int, kept: list[int]) -> None:
     ]:
         if tensor.dim() <= axis:
             continue
-        smaller = tensor.detach().index_select(axis, index.to(tensor.device)).contiguous()
+        smaller = tensor.detach().index_select(axis, index.to(tensor.device))
+        smaller = smaller.contiguous(memory_format=_memory_format(tensor))
         if isinstance(tensor, nn.Parameter):
             smaller = nn.Parameter(smaller, requires_grad=tensor.requires_grad)
         setattr(module, name, smaller)

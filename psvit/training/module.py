@@ -4,33 +4,55 @@ from typing import Any
 
 import torch
 from lightning import LightningModule
+from timm.data import Mixup
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
+from psvit.training.distillation import distillation_loss, firing_rates, rates_loss
+from psvit.training.recipe import Recipe
+
 
 class Classifier(LightningModule):
     """Trains a spiking transformer on labelled images.
 
-    The network resets its neurons before every batch (``SpikingTransformer.run``). Optimizer and
-    schedule are timm's: AdamW without weight decay on biases and batch norms, linear warm-up and
-    cosine decay, step by step.
+    The network resets its neurons before every batch (``SpikingTransformer.run``). Optimizer,
+    schedule and mixing are timm's: AdamW without weight decay on biases and batch norms, linear
+    warm-up and cosine decay, step by step.
 
     Args:
         network: gives logits ``[B, classes]``.
-        recipe: ``epochs``, ``lr``, ``weight_decay``, ``warmup_epochs``, ``min_lr``,
-            ``label_smoothing``.
+        recipe: the schedule.
         num_classes: outputs of the network.
         prefix: names the stage in the logs: ``base`` or ``finetune``.
+        teacher: the network to follow, where the recipe distils.
     """
 
-    def __init__(self, network: nn.Module, recipe: dict[str, Any], num_classes: int, prefix: str):
+    def __init__(
+        self,
+        network: nn.Module,
+        recipe: Recipe,
+        num_classes: int,
+        prefix: str,
+        teacher: nn.Module | None = None,
+    ):
         super().__init__()
         self.network = network
         self.recipe = recipe
         self.prefix = prefix
-        self.loss = nn.CrossEntropyLoss(label_smoothing=recipe["label_smoothing"])
+        # in a tuple, so that it is neither optimised nor averaged nor saved with the network
+        self._teacher = (teacher,)
+        self.loss = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
+        self.mix = None
+        if recipe.mixup or recipe.cutmix:
+            self.mix = Mixup(
+                recipe.mixup,
+                recipe.cutmix,
+                label_smoothing=recipe.label_smoothing,
+                num_classes=num_classes,
+            )
+            self.loss = nn.CrossEntropyLoss()
         self.train_top1 = MulticlassAccuracy(num_classes, average="micro")
         self.val_top1 = MulticlassAccuracy(num_classes, average="micro")
 
@@ -39,41 +61,62 @@ class Classifier(LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], _index: int) -> Tensor:
         images, labels = batch
-        logits = self(images)
-        loss = self.loss(logits, labels)
-        self.train_top1(logits.detach(), labels)
-        self.log(f"{self.prefix}/loss", loss, on_step=False, on_epoch=True, prog_bar=True)
-        self.log(
-            f"{self.prefix}/top1", self.train_top1, on_step=False, on_epoch=True, prog_bar=True
-        )
+        targets = labels
+        if self.mix is not None:
+            images, targets = self.mix(images, labels)
+        if self.recipe.distills:
+            logits, loss = self._distil(images, targets)
+        else:
+            logits = self(images)
+            loss = self.loss(logits, targets)
+        if self.mix is None:
+            self.train_top1(logits.detach(), labels)
+            self._log_epoch("top1", self.train_top1, prog_bar=True)
+        self._log_epoch("loss", loss, prog_bar=True)
         return loss
+
+    def _distil(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits, and the loss against both labels and teacher."""
+        recipe = self.recipe
+        teacher = self._teacher[0].to(images.device).eval()
+        with torch.no_grad(), firing_rates(teacher) as teacher_rates:
+            taught = teacher(images)
+        with firing_rates(self.network) as rates:
+            logits = self(images)
+        loss = (1.0 - recipe.distill_weight) * self.loss(logits, targets)
+        loss = loss + recipe.distill_weight * distillation_loss(
+            logits, taught, recipe.distill_temperature
+        )
+        if recipe.distill_rates:
+            loss = loss + recipe.distill_rates * rates_loss(rates, teacher_rates)
+        return logits, loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], _index: int) -> None:
         images, labels = batch
         logits = self(images)
         self.val_top1(logits, labels)
-        loss = nn.functional.cross_entropy(logits, labels)
-        self.log(f"{self.prefix}/val_loss", loss, on_step=False, on_epoch=True)
-        self.log(
-            f"{self.prefix}/val_top1", self.val_top1, on_step=False, on_epoch=True, prog_bar=True
-        )
+        self._log_epoch("val_loss", nn.functional.cross_entropy(logits, labels))
+        self._log_epoch("val_top1", self.val_top1, prog_bar=True)
+
+    def _log_epoch(self, name: str, value: Any, **options: bool) -> None:
+        self.log(f"{self.prefix}/{name}", value, on_step=False, on_epoch=True, **options)
 
     def configure_optimizers(self) -> dict[str, Any]:
         recipe = self.recipe
         optimizer = create_optimizer_v2(
-            self.network, "adamw", lr=recipe["lr"], weight_decay=recipe["weight_decay"]
+            self.network, "adamw", lr=recipe.lr, weight_decay=recipe.weight_decay
         )
         scheduler, _ = create_scheduler_v2(
             optimizer,
             sched="cosine",
             # without the warm-up, which is put before them
-            num_epochs=max(1, recipe["epochs"] - recipe["warmup_epochs"]),
-            warmup_epochs=recipe["warmup_epochs"],
-            warmup_lr=recipe["lr"] / 100,
+            num_epochs=max(1, recipe.epochs - recipe.warmup_epochs),
+            warmup_epochs=recipe.warmup_epochs,
+            warmup_lr=recipe.lr / 100,
             warmup_prefix=True,
-            min_lr=recipe["min_lr"],
+            min_lr=recipe.min_lr,
             step_on_epochs=False,
-            updates_per_epoch=max(1, self.trainer.estimated_stepping_batches // recipe["epochs"]),
+            updates_per_epoch=max(1, self.trainer.estimated_stepping_batches // recipe.epochs),
         )
         scheduler.step_update(0)
         return {
@@ -85,5 +128,4 @@ class Classifier(LightningModule):
         scheduler.step_update(self.global_step)
 
     def on_before_optimizer_step(self, _optimizer: torch.optim.Optimizer) -> None:
-        lr = self.trainer.optimizers[0].param_groups[0]["lr"]
-        self.log(f"{self.prefix}/lr", lr, on_step=False, on_epoch=True)
+        self._log_epoch("lr", self.trainer.optimizers[0].param_groups[0]["lr"])

@@ -12,15 +12,16 @@ from psvit.channels import Plan
 from psvit.pruning import prune, pruned_parameters
 from psvit.training.callbacks import PruneBeforeFit
 from psvit.training.module import Classifier
+from psvit.training.recipe import Recipe
 
-RECIPE = {
-    "epochs": 1,
-    "lr": 1e-3,
-    "weight_decay": 0.05,
-    "warmup_epochs": 0,
-    "min_lr": 1e-5,
-    "label_smoothing": 0.0,
-}
+RECIPE = Recipe(
+    epochs=1,
+    lr=1e-3,
+    weight_decay=0.05,
+    warmup_epochs=0,
+    min_lr=1e-5,
+    label_smoothing=0.0,
+)
 
 
 def half_of_all(network):

@@ -1,6 +1,7 @@
 """The LightningModule: it learns, forgets between batches, and follows timm's schedule."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,15 +11,16 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from psvit.models import create_model
 from psvit.training.module import Classifier
+from psvit.training.recipe import Recipe
 
-RECIPE = {
-    "epochs": 8,
-    "lr": 5e-3,
-    "weight_decay": 0.05,
-    "warmup_epochs": 1,
-    "min_lr": 1e-4,
-    "label_smoothing": 0.1,
-}
+RECIPE = Recipe(
+    epochs=8,
+    lr=5e-3,
+    weight_decay=0.05,
+    warmup_epochs=1,
+    min_lr=1e-4,
+    label_smoothing=0.1,
+)
 
 
 def small():
@@ -83,7 +85,7 @@ def fit(tmp_path, recipe, batch_size=8):
     record, module = Record(), Classifier(small(), recipe, 3, "base")
     # shuffled: batch norms of batches of one class would learn nothing
     loader = DataLoader(separable(), batch_size, shuffle=True)
-    trainer(tmp_path, recipe["epochs"], record).fit(module, loader, DataLoader(separable(), 96))
+    trainer(tmp_path, recipe.epochs, record).fit(module, loader, DataLoader(separable(), 96))
     return record, module
 
 
@@ -107,7 +109,7 @@ def test_the_schedule_warms_up_and_decays_to_its_end(trained):
     record, _ = trained
     steps, warm = 8 * 12, 12
     assert len(record.lr) == steps
-    lr, least = RECIPE["lr"], RECIPE["min_lr"]
+    lr, least = RECIPE.lr, RECIPE.min_lr
     for step, rates in enumerate(record.lr):
         if step < warm:
             expected = lr / 100 + (lr - lr / 100) * step / warm
@@ -120,9 +122,9 @@ def test_the_schedule_warms_up_and_decays_to_its_end(trained):
 
 
 def test_a_training_shorter_than_its_warm_up(tmp_path):
-    record, _ = fit(tmp_path, {**RECIPE, "epochs": 1, "warmup_epochs": 3}, batch_size=24)
+    record, _ = fit(tmp_path, replace(RECIPE, epochs=1, warmup_epochs=3), batch_size=24)
     rates = [rates[0] for rates in record.lr]
-    assert len(rates) == 4 and rates == sorted(rates) and 0 < rates[0] < rates[-1] < RECIPE["lr"]
+    assert len(rates) == 4 and rates == sorted(rates) and 0 < rates[0] < rates[-1] < RECIPE.lr
 
 
 def test_biases_and_batch_norms_do_not_decay(trained):
@@ -131,12 +133,12 @@ def test_biases_and_batch_norms_do_not_decay(trained):
     for submodule in module.network.modules():
         for name, parameter in submodule.named_parameters(recurse=False):
             filters = isinstance(submodule, (nn.Conv2d, nn.Linear)) and name == "weight"
-            assert decay.pop(id(parameter)) == (RECIPE["weight_decay"] if filters else 0.0)
+            assert decay.pop(id(parameter)) == (RECIPE.weight_decay if filters else 0.0)
     assert not decay
 
 
 def test_label_smoothing_is_in_the_training_loss_only():
-    smoothed = Classifier(small(), {**RECIPE, "label_smoothing": 0.2}, 3, "base").loss
+    smoothed = Classifier(small(), replace(RECIPE, label_smoothing=0.2), 3, "base").loss
     logits, labels = torch.tensor([[2.0, -1.0, 0.5]]), torch.tensor([0])
     log_p = logits.log_softmax(1)[0]
     by_hand = -(0.8 * log_p[0] + 0.2 * log_p.mean())
