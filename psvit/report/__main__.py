@@ -1,29 +1,48 @@
-"""``python -m psvit.report FOLDER...`` makes the reports of run folders again."""
+"""``python -m psvit.report FOLDER...`` makes a run's report again, or compares many runs."""
 
 import argparse
 import os
 import sys
+from pathlib import Path
 
 from psvit.errors import UserError
 from psvit.report import write_report
 from psvit.report.files import read_run
+from psvit.report.jobs import find_jobs
+from psvit.report.multirun import write_comparison
 from psvit.report.table import print_table
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Make each folder's report and print its table; return the exit status."""
+    """Make the report of one run, or the comparison of many; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m psvit.report", description=__doc__)
-    parser.add_argument("folder", nargs="+", help="a run folder under outputs/")
+    parser.add_argument(
+        "folder", nargs="+", help="a run's folder; or several, or a multirun's, to compare"
+    )
+    parser.add_argument(
+        "--out",
+        help="where the comparison goes (default: the multirun's folder; for several, comparison/)",
+    )
+    given = parser.parse_args(arguments)
     try:
-        for folder in parser.parse_args(arguments).folder:
-            write_report(folder)
-            print_table(read_run(folder))
+        _report(given.folder, given.out)
     except UserError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         print(error, file=sys.stderr)
         return 2
     return 0
+
+
+def _report(folders: list[str], out: str | None) -> None:
+    single = len(folders) == 1
+    if single and out is None and find_jobs(folders[0]) in ([], [Path(folders[0])]):
+        write_report(folders[0])
+        print_table(read_run(folders[0]))
+        return
+    out = out or (folders[0] if single else "comparison")
+    write_comparison(folders, out)
+    print(f"comparison: {Path(out) / 'comparison.md'}")
 
 
 if __name__ == "__main__":

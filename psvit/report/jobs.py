@@ -1,0 +1,195 @@
+"""Reads the jobs of many runs: what each was to do, what it measured, how their configs differ."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+NONE = "none"
+# policies that prune nothing
+UNPRUNED = (NONE, "sensitivity")
+ROW_KEYS = ("name", "top1", "parameters", "memory_saving")
+# sections of a config whose options change a network
+SECTIONS = ("model", "dataset", "training", "trainer", "pruning", "finetune", "ckpt_path")
+# options that change none, or have a column of their own
+NO_SETTING = re.compile(
+    r"(model|dataset|pruning)\.name"
+    r"|dataset\.(root|download|num_workers|eval_batch_size)"
+    r"|trainer\.(accelerator|devices|num_nodes|strategy|log_every_n_steps|enable_.*)"
+    r"|pruning\.(importance|recovery|rounds|budget|ratio|ratios|target_.*)"
+)
+
+
+@dataclass
+class Job:
+    """A run folder, or what a failed job left of one."""
+
+    folder: Path
+    # the resolved config; {} where there is none
+    config: dict[str, Any] = field(default_factory=dict)
+    # results.json; {} where there is none
+    results: dict[str, Any] = field(default_factory=dict)
+    # why there are no results
+    problem: str = ""
+    # options in which it differs from other jobs of its model, dataset and policy
+    settings: dict[str, str] = field(default_factory=dict)
+    # its overrides but those of all jobs; its folder's name where there are none
+    title: str = ""
+
+    def fact(self, key: str, default: Any = None) -> Any:
+        """What the results, or else the config's pruning section, say of the run."""
+        about, pruning = self.results.get("run") or {}, self.section("pruning")
+        found = (about.get(key), self.results.get(key), pruning.get(key))
+        return next((value for value in found if value is not None), default)
+
+    def section(self, name: str) -> dict[str, Any]:
+        """A section of the config."""
+        found = self.config.get(name)
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def policy(self) -> str:
+        about = self.results.get("run") or {}
+        return about.get("pruning") or self.section("pruning").get("name", NONE)
+
+    @property
+    def model(self) -> str:
+        return (self.results.get("run") or {}).get("model") or self.section("model").get("name", "")
+
+    @property
+    def dataset(self) -> str:
+        about = self.results.get("run") or {}
+        return about.get("dataset") or self.section("dataset").get("name", "")
+
+    @property
+    def seed(self) -> int | None:
+        return (self.results.get("run") or {}).get("seed", self.config.get("seed"))
+
+    @cached_property
+    def target(self) -> tuple[str, float | None]:
+        """What the run was to save, for a reader, and as a number to sort by."""
+        memory, others = self.fact("target_memory_saving"), self.fact("target_saving")
+        if self.policy in UNPRUNED:
+            return "", None
+        if memory is None and others is None:
+            drop = self.fact("target_accuracy_drop", self.fact("max_accuracy_drop"))
+            if drop is not None:
+                return f"drop ≤ {drop:g}", None
+            ratio = self.section("pruning").get("ratio")
+            return ("", None) if ratio is None else (f"ratio {percent(ratio)}", None)
+        budget = self.fact("budget", "memory")
+        shares = {}
+        for name in budget if isinstance(budget, list) else [budget]:
+            share = others.get(name) if isinstance(others, dict) else others
+            shares[name] = memory if name == "memory" or share is None else share
+        if list(shares) == ["memory"] and memory is not None:
+            return percent(memory), memory
+        texts = [f"{name} {percent(share)}" for name, share in shares.items() if share is not None]
+        return ", ".join(texts), shares.get("memory")
+
+    @cached_property
+    def overrides(self) -> list[str]:
+        """What Hydra was told for this job; [] where that is unknown."""
+        try:
+            said = yaml.safe_load((self.folder / ".hydra" / "overrides.yaml").read_text())
+            return list(map(str, said or []))
+        except (OSError, ValueError, TypeError, yaml.YAMLError):
+            return []
+
+
+def percent(share: float) -> str:
+    """A share as percent: 0.224 -> ``22.4 %``."""
+    return f"{100 * share:.4g} %"
+
+
+def find_jobs(folder: str | Path) -> list[Path]:
+    """The run folders in ``folder``, or itself, in the order of their numbers.
+
+    A job that failed counts: it holds what Hydra writes before a job starts.
+    """
+    folder = Path(folder)
+    if any((folder / name).is_file() for name in ("results.json", ".hydra/overrides.yaml")):
+        return [folder]
+    if not folder.is_dir():
+        return []
+    inside = [path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."]
+    return [job for path in sorted(inside, key=_natural) for job in find_jobs(path)]
+
+
+def read_job(folder: Path) -> Job:
+    """A job's files. One that cannot be read is the job's ``problem``, not an error."""
+    job = Job(folder)
+    try:
+        job.config = _load(folder / "config.yaml") or _load(folder / ".hydra" / "config.yaml")
+        if not (folder / "results.json").is_file():
+            job.problem = "no results"
+            return job
+        results = json.loads((folder / "results.json").read_text())
+        for row in results["rows"]:
+            missing = [key for key in ROW_KEYS if row.get(key) is None]
+            if missing:
+                raise ValueError(f"a row lacks {', '.join(missing)}")
+        job.results = results
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError) as error:
+        job.problem = f"its files cannot be read: {' '.join(str(error).split())}"
+    return job
+
+
+def note_titles(jobs: Sequence[Job]) -> None:
+    """Fill in ``title``: what tells a job from the others."""
+    shared = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
+    for job in jobs:
+        own = [override for override in job.overrides if override not in shared]
+        job.title = " ".join(own) or job.folder.name
+
+
+def note_settings(jobs: Sequence[Job]) -> None:
+    """Fill in ``settings``: else a mean over seeds would mix networks that were made differently.
+
+    ``ckpt_path`` may differ with the seed: base networks of several seeds.
+    """
+    alike: dict[tuple[str, ...], list[tuple[Job, dict[str, str]]]] = {}
+    for job in jobs:
+        flat = _flat({name: job.config[name] for name in SECTIONS if name in job.config})
+        kept = {key: value for key, value in flat.items() if not NO_SETTING.fullmatch(key)}
+        if job.target[0].startswith("drop"):
+            kept.pop("pruning.max_accuracy_drop", None)
+        alike.setdefault((job.model, job.dataset, job.policy), []).append((job, kept))
+    for members in alike.values():
+        values: dict[Any, set[str]] = {}
+        for job, kept in members:
+            for key, value in kept.items():
+                values.setdefault(_name(key, job), set()).add(value)
+        for job, kept in members:
+            job.settings = {
+                key: value for key, value in kept.items() if len(values[_name(key, job)]) > 1
+            }
+
+
+def _name(key: str, job: Job) -> Any:
+    return (key, job.seed) if key == "ckpt_path" else key
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, str]:
+    if not isinstance(value, dict):
+        return {prefix: value if isinstance(value, str) else json.dumps(value)}
+    flat: dict[str, str] = {}
+    for key, inner in value.items():
+        flat |= _flat(inner, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def _load(path: Path) -> dict[str, Any]:
+    found = yaml.safe_load(path.read_text()) if path.is_file() else {}
+    return found if isinstance(found, dict) else {}
+
+
+def _natural(path: Path) -> list[tuple[bool, int, str]]:
+    """Sorts ``10`` after ``9``."""
+    parts = re.findall(r"\d+|\D+", path.name)
+    return [(not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]

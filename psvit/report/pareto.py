@@ -1,0 +1,200 @@
+"""The figure of many runs: accuracy lost against memory saved, a line for each policy."""
+
+import math
+import re
+import textwrap
+from collections.abc import Iterable
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from psvit.report import style
+from psvit.report.comparison import DONE, FINE_TUNING, POLICIES
+from psvit.report.jobs import NONE, UNPRUNED
+
+# Okabe and Ito's palette; the rival of all is grey
+LOOKS = {
+    "uniform": (style.GREY, "o"),
+    "global": ("#CC79A7", "v"),
+    "fine_grained": ("#0072B2", "s"),
+    "prioritized": ("#D55E00", "^"),
+    "budgeted": ("#009E73", "D"),
+}
+MORE_LOOKS = (("#E69F00", "P"), ("#56B4E9", "X"), ("#000000", "*"))
+DASHES = ("-", (0, (4, 2)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2)), (0, (2, 1, 2, 4)))
+# more lines than this, and each recovery has a panel of its own
+CROWDED = 6
+MOST_COLUMNS = 3
+# what has panels of its own where it varies
+APART = ("saves", "importance", "rounds", "settings")
+
+
+def write_pareto(table: pd.DataFrame, folder: Path) -> list[Path]:
+    """Draw every model and dataset of a comparison: ``pareto.png`` and ``.svg`` in ``folder``.
+
+    Where there are several, their names are the files' too. A figure drawn before of what is no
+    longer in the table is removed.
+
+    Returns:
+        The files written.
+    """
+    networks = list(table.groupby(["model", "dataset"], sort=False))
+    written: list[Path] = []
+    with style.styled():
+        for (model, dataset), rows in networks:
+            figure = pareto(rows)
+            if figure is not None:
+                name = f"pareto-{model}-{dataset}" if len(networks) > 1 else "pareto"
+                written += style.save(figure, folder, re.sub(r"[^\w.-]+", "-", name))
+    for path in folder.glob("pareto*"):
+        if path not in written and path.suffix in (".png", ".svg"):
+            path.unlink()
+    return written
+
+
+def pareto(table: pd.DataFrame) -> Figure | None:
+    """Drop in test top-1 against memory saving; error bars are deviations over seeds.
+
+    Lines join the targets of one policy, importance and recovery. The colour is the policy; dashes
+    are the recovery, or panels where there are many lines; each importance has panels of its own.
+
+    Args:
+        table: rows of ``comparison_table`` of one model and dataset.
+
+    Returns:
+        None where nothing was pruned.
+    """
+    rows = table[(table["status"] == DONE) & ~table["policy"].isin(UNPRUNED)]
+    rows = rows[rows["drop"].notna()].assign(saves=rows["target"].map(_saves))
+    if not len(rows):
+        return None
+    recoveries = sorted(set(rows["recovery"]), key=_recovery_order)
+    rows = rows.sort_values("recovery", key=lambda column: column.map(recoveries.index))
+    apart = [name for name in APART if rows[name].nunique() > 1]
+    crowded = rows.groupby(["policy", "recovery"]).ngroups > CROWDED and len(recoveries) > 1
+    if crowded:
+        apart.append("recovery")
+    panels = list(rows.groupby(apart, sort=False)) if apart else [((), rows)]
+    # the recoveries of one importance side by side
+    panels.sort(key=lambda panel: panel[0][: len(apart) - crowded])
+    columns = len(recoveries) if crowded else len(panels)
+    if columns > MOST_COLUMNS:
+        columns = 2 if columns == 4 else MOST_COLUMNS
+    figure, axes = _panels(len(panels), columns)
+    looks = _looks(rows["policy"])
+    dashes = {name: DASHES[0 if crowded else i % len(DASHES)] for i, name in enumerate(recoveries)}
+    for axis, (values, panel) in zip(axes, panels, strict=True):
+        axis.set_title("\n".join(map(_title, apart, values)), loc="left", weight="bold")
+        axis.axhline(0, color="black", lw=0.8, zorder=1)
+        for (policy, recovery), line in panel.groupby(["policy", "recovery"]):
+            _draw(axis, line.sort_values("memory_saving"), *looks[policy], dashes[recovery])
+    _scale(axes[0], rows)
+    figure.supxlabel("memory saving (% of the base network's parameters)", fontsize=8)
+    figure.supylabel("drop in test top-1 (points)", fontsize=8)
+    handles = _handles(looks, {} if crowded else dashes, rows["seeds"])
+    figure.legend(handles=handles, loc="outside upper center", ncols=3 if len(panels) == 1 else 4)
+    return figure
+
+
+def _panels(number: int, columns: int) -> tuple[Figure, list[Axes]]:
+    """A figure of ``number`` panels that share their axes."""
+    lines = math.ceil(number / columns)
+    height, width = (3.4, 5.2) if number == 1 else (2.3 * lines, style.WIDTH)
+    figure = style.new_figure(height + 0.8, width)
+    axes = list(figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flat)
+    for axis in axes[number:]:
+        axis.set_axis_off()
+    # also under a panel of the last line but one, where the last line ends early
+    for axis in axes[max(0, number - columns) : number]:
+        axis.tick_params(labelbottom=True)
+    return figure, axes[:number]
+
+
+def _draw(axis: Axes, line: pd.DataFrame, colour: str, marker: str, dashes: Any) -> None:
+    x, y = 100 * line["memory_saving"], line["drop"]
+    axis.plot(x, y, color=colour, marker=marker, ls=dashes, mec="white", mew=0.4, ms=4.5, zorder=3)
+    axis.errorbar(
+        x,
+        y,
+        xerr=100 * line["memory_saving_sd"].fillna(0),
+        yerr=line["drop_sd"].fillna(0),
+        color=colour,
+        ls="none",
+        elinewidth=0.9,
+        capsize=2,
+        capthick=0.9,
+        alpha=0.7,
+        zorder=2,
+    )
+
+
+def _scale(axis: Axes, rows: pd.DataFrame) -> None:
+    """Drops downwards, so that better is up; on a square-root scale where they differ much."""
+    deviation = rows["drop_sd"].fillna(0)
+    low, high = min(0.0, (rows["drop"] - deviation).min()), (rows["drop"] + deviation).max()
+    if high > 10:
+        axis.set_yscale("function", functions=(_root, lambda y: np.sign(y) * np.square(y)))
+        ticks = [tick for tick in (0, 1, 2, 5, 10, 20, 40, 60, 80) if tick <= high]
+        axis.set_yticks(ticks, [str(tick) for tick in ticks])
+        axis.set_ylim(1.08 * high, min(-0.3, 1.5 * low))
+    else:
+        room = 0.06 * max(high - low, 1.0)
+        axis.set_ylim(high + room, low - room)
+    axis.set_xlim(0, 104 * (rows["memory_saving"] + rows["memory_saving_sd"].fillna(0)).max())
+
+
+def _root(y: np.ndarray) -> np.ndarray:
+    return np.sign(y) * np.sqrt(np.abs(y))
+
+
+def _looks(policies: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Colour and marker of every policy, in the order of the reports."""
+    present = set(policies)
+    more = cycle(MORE_LOOKS)
+    return {name: LOOKS[name] for name in POLICIES if name in present} | {
+        name: next(more) for name in sorted(present - set(POLICIES))
+    }
+
+
+def _handles(looks: dict[str, Any], dashes: dict[str, Any], seeds: pd.Series) -> list[Line2D]:
+    handles = [
+        Line2D([], [], color=colour, marker=marker, label=policy)
+        for policy, (colour, marker) in looks.items()
+    ]
+    if len(dashes) > 1:
+        handles += [
+            Line2D([], [], color=style.GREY, ls=dash, label=_title("recovery", name))
+            for name, dash in dashes.items()
+        ]
+    handles.append(Line2D([], [], color="black", lw=0.8, label="base network"))
+    if seeds.max() > 1:
+        least = "" if seeds.min() == seeds.max() else f"{seeds.min()} to "
+        label = f"± s.d., {least}{seeds.max()} seeds"
+        handles.append(Line2D([], [], color=style.GREY, marker="|", ms=9, ls="none", label=label))
+    return handles
+
+
+def _title(name: str, value: Any) -> str:
+    if name == "recovery" and FINE_TUNING not in value:
+        return "no recovery" if value == NONE else f"recovery {value}"
+    if name == "settings":
+        return "\n".join(textwrap.wrap(value, 32)) or "no further settings"
+    return str(value) if name in ("recovery", "saves") else f"{name} {value}"
+
+
+def _recovery_order(recovery: str) -> tuple[bool, bool, str]:
+    return FINE_TUNING in recovery, recovery not in (NONE, FINE_TUNING), recovery
+
+
+def _saves(target: str) -> str:
+    """What a target is a share of; a ratio of uniform pruning is drawn with the memory targets."""
+    if target.startswith("drop"):
+        return "target: accuracy drop"
+    named = [part.split(" ")[0] for part in target.split(", ") if not part[:1].isdigit()]
+    return "target: " + (", ".join(sorted(set(named) - {"ratio", ""})) or "memory")

@@ -1,0 +1,126 @@
+import pytest
+from comparison_runs import write_job
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
+from matplotlib.text import Text
+
+from psvit.report import style
+from psvit.report.comparison import comparison_table, read_runs
+from psvit.report.pareto import LOOKS, MORE_LOOKS, pareto, write_pareto
+
+
+def written(folder, policies, recoveries=("none",), importances=("l2",), seeds=(0, 1)):
+    """The comparison of jobs whose drops are known: 10 × target × (policy's number + 1) ± 1."""
+    for place, policy in enumerate(policies):
+        for recovery in recoveries:
+            for importance in importances:
+                for target in (0.4, 0.2):
+                    for seed in seeds:
+                        drop = 10 * target * (place + 1) + (-1, 1)[seed]
+                        found = {"base": 90.0, "pruned": 90.0 - drop}
+                        if recovery != "none":
+                            found["recovered"] = 90.0 - drop / 2
+                        options = {"recovery": recovery, "importance": importance}
+                        name = f"{policy}-{recovery}-{importance}-{target}-{seed}"
+                        write_job(
+                            folder / name, policy, seed, found, target, saving=target, **options
+                        )
+    return comparison_table(read_runs([folder]))
+
+
+def lines(axis, colour):
+    """What is drawn in a colour: (x, y, dashes) of each line that joins points."""
+    found = [line for line in axis.lines if line.get_color() == colour and line.get_label()]
+    joined = [line for line in found if line.get_linestyle() != "None"]
+    return [(list(line.get_xdata()), list(line.get_ydata()), line.is_dashed()) for line in joined]
+
+
+def titles(figure):
+    return [axis.get_title("left") for axis in figure.axes if axis.axison]
+
+
+def test_a_line_goes_through_the_means_in_the_order_of_savings(tmp_path):
+    figure = pareto(written(tmp_path, ["uniform", "fine_grained"]))
+    (axis,) = figure.axes
+    ((x, y, dashed),) = lines(axis, LOOKS["fine_grained"][0])
+    assert x == pytest.approx([20.0, 40.0]) and y == pytest.approx([4.0, 8.0])
+    assert not dashed
+    # an error bar's segment: mean ± sample standard deviation of -1 and 1, sqrt(2)
+    heights = {
+        round(float(abs(end[1] - start[1])), 6)
+        for collection in axis.collections
+        for start, end in collection.get_segments()
+    }
+    assert round(2 * 2**0.5, 6) in heights
+    assert axis.get_ylim()[0] > axis.get_ylim()[1]
+    assert "%" in figure.get_supxlabel() and "points" in figure.get_supylabel()
+
+
+def test_dashes_tell_recoveries_apart_where_lines_are_few(tmp_path):
+    figure = pareto(written(tmp_path, ["budgeted"], ["both"]))
+    (axis,) = figure.axes
+    drawn = lines(axis, LOOKS["budgeted"][0])
+    assert sorted(dashed for _, _, dashed in drawn) == [False, True]
+    named = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert {"budgeted", "no recovery", "recovery both", "base network"} <= set(named)
+
+
+def test_recoveries_have_panels_where_lines_are_many(tmp_path):
+    policies = ["uniform", "fine_grained", "prioritized", "budgeted"]
+    figure = pareto(written(tmp_path, policies, ["both"], seeds=(0,)))
+    assert titles(figure) == ["no recovery", "recovery both"]
+    for axis, factor in zip(figure.axes, (1.0, 0.5), strict=True):
+        for place, policy in enumerate(policies):
+            ((_, y, dashed),) = lines(axis, LOOKS[policy][0])
+            whole = [10 * target * (place + 1) - 1 for target in (0.2, 0.4)]
+            assert y == pytest.approx([factor * drop for drop in whole]) and not dashed
+
+
+def test_importances_have_panels(tmp_path):
+    table = written(tmp_path, ["fine_grained"], importances=["taylor", "l2"])
+    assert titles(pareto(table)) == ["importance l2", "importance taylor"]
+
+
+def test_no_two_policies_look_alike():
+    looks = [*LOOKS.values(), *MORE_LOOKS]
+    assert len({to_hex(colour) for colour, _ in looks}) == len({m for _, m in looks}) == len(looks)
+
+
+def test_a_sweep_over_the_ratio_is_the_uniform_curve(tmp_path):
+    for ratio, drop in ((0.1, 1.0), (0.3, 9.0), (0.2, 4.0)):
+        found = {"base": 90.0, "pruned": 90.0 - drop}
+        options = {"target": None, "saving": ratio, "ratio": ratio}
+        write_job(tmp_path / str(ratio), "uniform", 0, found, **options)
+    (axis,) = pareto(comparison_table(read_runs([tmp_path]))).axes
+    ((x, y, _),) = lines(axis, LOOKS["uniform"][0])
+    assert x == pytest.approx([10.0, 20.0, 30.0]) and y == pytest.approx([1.0, 4.0, 9.0])
+
+
+def test_nothing_pruned_is_no_figure_and_an_old_one_goes(tmp_path):
+    table = written(tmp_path / "runs", ["uniform"])
+    names = [path.name for path in write_pareto(table, tmp_path / "figures")]
+    assert names == ["pareto.png", "pareto.svg"]
+    assert all((tmp_path / "figures" / name).stat().st_size > 1000 for name in names)
+    write_job(tmp_path / "base", "none", 0, {"base": 90.0})
+    nothing = comparison_table(read_runs([tmp_path / "base"]))
+    assert write_pareto(nothing, tmp_path / "figures") == []
+    assert list((tmp_path / "figures").iterdir()) == []
+
+
+@pytest.mark.parametrize("importances", [["l2"], ["l2", "taylor"]])
+def test_no_title_or_legend_is_cut_off(tmp_path, importances):
+    policies = ["uniform", "global", "fine_grained", "prioritized", "budgeted"]
+    table = written(tmp_path, policies[: 5 if len(importances) > 1 else 3], ["both"], importances)
+    with style.styled():
+        figure = pareto(table)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+    width, height = canvas.get_width_height()
+    boxes = [figure.legends[0].get_window_extent()]
+    boxes += [title.get_window_extent() for title in figure.findobj(match=is_title)]
+    for box in boxes:
+        assert box.x0 >= 0 and box.x1 <= width and box.y0 >= 0 and box.y1 <= height
+
+
+def is_title(artist):
+    return isinstance(artist, Text) and artist.get_text().startswith("importance")
