@@ -2,13 +2,15 @@
 
 from pathlib import Path
 
+from psvit.report.diagnostics import write_diagnostics
 from psvit.report.figures import write_figures
 from psvit.report.files import read_run
 from psvit.report.table import final_table, markdown
 
 
 def write_report(folder: str | Path) -> None:
-    """Write ``table.md``, ``table.csv`` and ``figures/`` into a run folder, from its files alone.
+    """Write ``table.md``, ``table.csv``, ``figures/`` and, where firing was measured,
+    ``diagnostics.md`` into a run folder, from its files alone.
 
     Raises:
         UserError: the folder is not that of a run, or a file in it cannot be read.
@@ -17,3 +19,4 @@ def write_report(folder: str | Path) -> None:
     (run.folder / "table.md").write_text(markdown(run), encoding="utf-8")
     final_table(run).to_csv(run.folder / "table.csv", index=False)
     write_figures(run)
+    write_diagnostics(run)

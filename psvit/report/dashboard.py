@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from psvit.report import diagnostics
 from psvit.report.files import RunFiles, read_run
 from psvit.report.table import final_table
 
@@ -88,10 +89,12 @@ def _log_files(run: Any, files: RunFiles) -> None:
         )
     if files.plan is not None:
         logged["plan/table"] = wandb.Table(dataframe=files.plan)
+    if files.diagnostics is not None:
+        logged["firing/table"] = wandb.Table(dataframe=files.diagnostics)
     for picture in sorted((files.folder / "figures").glob("*.png")):
         logged[f"figures/{picture.stem}"] = wandb.Image(str(picture))
     run.log(logged)
-    run.summary.update(summary(files))
+    run.summary.update(summary(files) | diagnostics.summary(files))
     _log_networks(run, files)
 
 

@@ -33,6 +33,20 @@ UNIFORM_COLUMNS = [
     "top1",
     "loss",
 ]
+DIAGNOSTICS_COLUMNS = [
+    "layer",
+    "segment",
+    "group",
+    "rate_base",
+    "rate",
+    "drift",
+    "silent_base",
+    "silent",
+    "saturated_base",
+    "saturated",
+    "channels_base",
+    "channels",
+]
 ROW_KEYS = ["name", "top1", "parameters", "memory_mb", "memory_saving"]
 # A plan may hold a hundred thousand indices: the C parser reads them ten times faster.
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -55,6 +69,8 @@ class RunFiles:
     plan: pd.DataFrame | None
     # the policy that made the plan
     policy: str | None
+    # one row per neuron layer, before and after the cut; see psvit.measure.firing.diagnose
+    diagnostics: pd.DataFrame | None
 
     @property
     def base_validation(self) -> tuple[float, int] | None:
@@ -103,6 +119,7 @@ def read_run(folder: str | Path) -> RunFiles:
         uniform=None if uniform is None else uniform.sort_values("ratio", ignore_index=True),
         plan=_plan_frame(folder, plan.get("groups") or {}, sensitivity),
         policy=plan.get("policy"),
+        diagnostics=_read_csv(folder / "diagnostics.csv", DIAGNOSTICS_COLUMNS),
     )
 
 
@@ -129,15 +146,15 @@ def _read(path: Path, parse: Any) -> Any:
 
 
 def _read_csv(path: Path, columns: list[str]) -> pd.DataFrame | None:
-    frame = _read(path, pd.read_csv)
+    frame = _read(path, lambda file: pd.read_csv(file, dtype={"group": str}))
     if frame is None:
         return None
     missing = [column for column in columns if column not in frame]
     if missing:
         reason = f"{path.name} lacks the columns {', '.join(missing)}"
         raise UserError("folder", path.parent, reason)
-    # a run that was killed may have left half a row
-    frame = frame.dropna(subset=columns)
+    # a run that was killed may have left half a row; a neuron layer of no group is a whole one
+    frame = frame.fillna({"group": ""}).dropna(subset=columns)
     return frame if len(frame) else None
 
 

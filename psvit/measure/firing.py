@@ -1,0 +1,214 @@
+"""How often neurons fire: rates, silent and saturated channels, before and after a cut.
+
+Tensors are ``[T, B, C, H, W]`` (T time steps, B batch, C channels, H x W pixels).
+"""
+
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+
+import pandas as pd
+import torch
+from spikingjelly.activation_based.neuron import BaseNode, ILIFNode
+from torch import Tensor, nn
+
+from psvit.channels import ChannelGroup
+from psvit.models.attention import SpikingAttention
+from psvit.models.qkformer import BatchAsTime
+from psvit.neurons import reset_state
+
+# A channel that fires its most in 99 of 100 (step, position, image) says nothing about the image.
+SATURATED = 0.99
+# between the names in the column ``group``
+SEPARATOR = ", "
+NAN = float("nan")
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+
+
+@torch.inference_mode()
+def measure_firing(network: nn.Module, batches: Batches, device: torch.device) -> pd.DataFrame:
+    """Firing of every neuron layer, in evaluation mode, over batches of (images, labels).
+
+    Returns:
+        A row a neuron layer, in the order they first run: ``layer`` (module path), ``channels``,
+        ``rate`` (mean output a channel, step, position and image, as a share of the most that the
+        neuron can emit: 1 spike, or an integer neuron's D), ``silent`` (share of the channels that
+        never fired on these images), ``saturated`` (share with a rate of at least ``SATURATED``).
+
+    Raises:
+        ValueError: there is no batch.
+    """
+    network.eval().to(device)
+    # layer -> summed output of each channel, outputs a channel
+    sums: dict[str, tuple[Tensor, int]] = {}
+
+    def count(path: str) -> Callable:
+        view, most = _view(network, path), _most(network.get_submodule(path))
+
+        def hook(_module, _inputs, output: Tensor) -> None:
+            spikes = view(output)
+            fired = spikes.sum((0, 1, 3), dtype=torch.float64) / most
+            outputs = spikes.numel() // len(fired)
+            if path in sums:
+                fired, outputs = fired + sums[path][0], outputs + sums[path][1]
+            sums[path] = fired, outputs
+
+        return hook
+
+    with ExitStack() as hooks:
+        for path, neuron in _neurons(network).items():
+            hooks.enter_context(neuron.register_forward_hook(count(path)))
+        for images, _ in batches:
+            network(images.to(device))
+    reset_state(network)
+    if not sums:
+        raise ValueError("no batch to measure firing on")
+    rows = []
+    for path, (fired, outputs) in sums.items():
+        rates = fired.cpu() / outputs
+        rows.append(
+            {
+                "layer": path,
+                "channels": len(rates),
+                "rate": float(rates.mean()),
+                "silent": float((rates == 0).double().mean()),
+                "saturated": float((rates >= SATURATED).double().mean()),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def diagnose(
+    base: nn.Module, pruned: nn.Module, batches: Batches, device: torch.device
+) -> pd.DataFrame:
+    """What a cut did to the firing of every neuron layer.
+
+    Rates are means over the channels that a network has: a cut that takes quiet channels raises
+    the rate of its layer though no neuron fires more.
+
+    Args:
+        base: the network before the cut.
+        pruned: the network after it, recovered or fine-tuned or not.
+        batches: (images, labels); read several times, and the same images each time: a list.
+        device: where both run.
+
+    Returns:
+        A row a neuron layer of ``pruned``, in the order they run: ``layer`` (module path),
+        ``segment``, ``group`` (the channel groups that its channels belong to, joined by
+        ``SEPARATOR``; empty for none), ``rate_base``, ``rate``, ``drift`` (``rate - rate_base``),
+        and ``channels``, ``silent``, ``saturated`` with their ``_base``; see ``measure_firing``.
+    """
+    before, after = (measure_firing(network, batches, device) for network in (base, pruned))
+    rows = after.merge(before, on="layer", how="left", suffixes=("", "_base"))
+    image = next(iter(batches))[0][:1].to(device)
+    groups = neuron_groups(pruned, image)
+    rows["segment"] = [_segment(pruned, layer) for layer in rows["layer"]]
+    rows["group"] = [SEPARATOR.join(groups.get(layer, [])) for layer in rows["layer"]]
+    rows["drift"] = rows["rate"] - rows["rate_base"]
+    columns = ["layer", "segment", "group", "rate_base", "rate", "drift"]
+    for measured in ("silent", "saturated", "channels"):
+        columns += [f"{measured}_base", measured]
+    return rows[columns]
+
+
+@torch.inference_mode()
+def neuron_groups(network: nn.Module, image: Tensor) -> dict[str, list[str]]:
+    """The channel groups that the channels of each neuron layer belong to.
+
+    Followed through the network as it runs, so that it holds for any block. Wherever a producer
+    writes the first unit of a group, not-a-numbers are planted; neurons hand them on, and what
+    mixes channels ends them: a consumer, or a product of the group's own ``neurons``. A neuron
+    that meets them in exactly the channels of that unit is one of the group's.
+
+    Args:
+        network: with ``channel_groups()``; in evaluation mode.
+        image: ``[1, C, H, W]`` or ``[1, T, C, H, W]``; its values do not matter.
+
+    Returns:
+        Neuron layer (module path) -> names of groups; a layer of no group is absent.
+    """
+    segments = network.segments()
+    reset_state(network)
+    # what enters each segment, of a single step
+    entering, x = [], network.encode(image)[:1]
+    for segment in segments.values():
+        entering.append(x)
+        x = network.step(segment, x)
+    order = {path: index for index, path in enumerate(segments)}
+    found: dict[str, list[str]] = {}
+    for group in network.channel_groups().values():
+        paths = (*group.producers, *group.consumers, *group.neurons)
+        touched = sorted(order[_segment(network, path)] for path in paths)
+        reset_state(network)
+        with ExitStack() as hooks:
+            _plant(network, group, found, hooks)
+            x = entering[touched[0]]
+            for segment in list(segments.values())[touched[0] : touched[-1] + 1]:
+                x = network.step(segment, x)
+    reset_state(network)
+    return found
+
+
+def _plant(
+    network: nn.Module, group: ChannelGroup, found: dict[str, list[str]], hooks: ExitStack
+) -> None:
+    """Hook ``network`` so that a run notes in ``found`` the neurons that ``group`` reaches."""
+
+    def mark(module: nn.Module, _inputs, output: Tensor) -> Tensor:
+        axis = -1 if isinstance(module, nn.Linear | nn.LayerNorm) else 1
+        unit = torch.arange(output.shape[axis] // group.size, device=output.device)
+        return output.index_fill(axis, unit, NAN)
+
+    def end(_module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(x.nan_to_num(0.0) for x in inputs)
+
+    def follow(path: str) -> Callable:
+        view = _view(network, path)
+
+        def hook(_module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            marked = inputs[0].isnan()
+            channels = view(marked).transpose(0, 2).flatten(1).any(1)
+            unit, rest = divmod(len(channels), group.size)
+            if not rest and channels[:unit].all() and not channels[unit:].any():
+                found.setdefault(path, []).append(group.name)
+            silent = torch.zeros_like(output)
+            return silent if path in group.neurons else silent.masked_fill_(marked, NAN)
+
+        return hook
+
+    for path in group.producers:
+        hooks.enter_context(network.get_submodule(path).register_forward_hook(mark))
+    for path in group.consumers:
+        hooks.enter_context(network.get_submodule(path).register_forward_pre_hook(end))
+    for path, neuron in _neurons(network).items():
+        hooks.enter_context(neuron.register_forward_hook(follow(path)))
+
+
+def _neurons(network: nn.Module) -> dict[str, BaseNode]:
+    return {path: m for path, m in network.named_modules() if isinstance(m, BaseNode)}
+
+
+def _most(neuron: BaseNode) -> float:
+    """The largest value that a neuron emits."""
+    if isinstance(neuron, ILIFNode):
+        return neuron.surrogate_function.max_spike_count / getattr(neuron, "norm", 1.0)
+    return 1.0
+
+
+def _view(network: nn.Module, path: str) -> Callable[[Tensor], Tensor]:
+    """What shows the tensors of a neuron as ``[T, B, C, positions]``.
+
+    Behind a product of heads stands ``[T, B, heads, C / heads, N]``, and a neuron that takes the
+    batch for time sees ``[T * B, C, ...]``; anything else has its channels on axis 2.
+    """
+    parent = network.get_submodule(path.rpartition(".")[0])
+    if isinstance(parent, BatchAsTime):
+        return lambda x: x[None].flatten(3)
+    if isinstance(parent, SpikingAttention) and path.endswith(".attention_neuron"):
+        return lambda x: x.flatten(2, 3).flatten(3)
+    return lambda x: x[..., None].flatten(3)
+
+
+def _segment(network: nn.Module, path: str) -> str:
+    """The segment of the chain that a module stands in."""
+    return next(s for s in network.segments() if f"{path}.".startswith(f"{s}."))

@@ -1,0 +1,298 @@
+"""What a cut did to the neurons: ``diagnostics.md`` and its figure, from a run's files."""
+
+import math
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from psvit.files import write_text
+from psvit.report import style
+from psvit.report.files import RunFiles
+
+FIGURE = "firing_drift"
+# those of psvit.measure.firing, which needs torch; a report does not
+SATURATED, SEPARATOR = 0.99, ", "
+# a prediction holds if it is off by no more than this share of the larger of the two
+TOLERANCE = 0.25
+# groups in the table, layers named for their drift
+WORST, FURTHEST = 10, 3
+MEASURES = {
+    "loss": "increase of the cross-entropy",
+    "kl": "divergence from the base network's outputs",
+}
+BASE, PRUNED = style.GREY, style.COLOURS["hidden"]
+OUTLINE = {"facecolor": "none", "edgecolor": "black", "linewidth": 0.8}
+SILENT, FULL = style.COLOURS["query_key"], style.COLOURS["stream"]
+
+
+def write_diagnostics(run: RunFiles) -> None:
+    """Write ``diagnostics.md`` and ``figures/firing_drift`` (PNG and SVG).
+
+    Without ``diagnostics.csv`` neither is written, and those of an earlier report are removed.
+    """
+    text, figures = run.folder / "diagnostics.md", run.folder / "figures"
+    if run.diagnostics is None:
+        for path in (text, *(figures / f"{FIGURE}{suffix}" for suffix in (".png", ".svg"))):
+            path.unlink(missing_ok=True)
+        return
+    write_text(text, markdown(run))
+    with style.styled():
+        style.save(firing_drift(run), figures, FIGURE)
+
+
+def summary(run: RunFiles) -> dict[str, float]:
+    """What a dashboard sorts by: ``firing/silent`` and so on, ``prediction/measured`` and so on.
+
+    Fractions: rates are means over the neuron layers, ``silent`` and ``saturated`` shares of all
+    their channels. Predictions are in nats; ``firing/dead`` and ``prediction/held`` are 0 or 1.
+    """
+    values: dict[str, float] = {}
+    rows = run.diagnostics
+    if rows is not None:
+        values["firing/dead"] = float(dead(rows))
+        for when in ("_base", ""):
+            values[f"firing/rate{when}"] = float(rows[f"rate{when}"].mean())
+            for measured in ("silent", "saturated"):
+                values[f"firing/{measured}{when}"] = _share(rows, measured, when)
+    prediction = _prediction(run)
+    if prediction is not None:
+        predicted, measured = prediction
+        values |= {"prediction/predicted": predicted, "prediction/measured": measured}
+        values["prediction/held"] = float(_holds(predicted, measured))
+    return values
+
+
+def dead(rows: pd.DataFrame, when: str = "") -> bool:
+    """Whether no spike reaches the classifier, on any image measured.
+
+    That is so if the head's own neuron layer is silent or, where the head has none, every neuron
+    layer of the residual stream that it reads.
+
+    Args:
+        rows: the diagnostics.
+        when: ``""`` after the cut, ``"_base"`` before it.
+    """
+    last = rows.iloc[-1]
+    if last["segment"] == "head":
+        read = rows.iloc[[-1]]
+    elif last["group"].endswith("stream"):
+        read = rows[rows["group"] == last["group"]]
+    else:
+        # currents, which no neuron need have made
+        return False
+    return bool((read[f"silent{when}"] == 1).all())
+
+
+def by_group(rows: pd.DataFrame) -> pd.DataFrame:
+    """The diagnostics of every channel group: means over the channels of its neuron layers.
+
+    A layer of several groups counts for each; one of no group stands under its own name. The
+    groups that lost most channels to silence come first, then those that lost most to saturation.
+    """
+    names = rows["group"].where(rows["group"] != "", rows["layer"]).str.split(SEPARATOR)
+    found = []
+    for name, layers in rows.assign(group=names).explode("group").groupby("group", sort=False):
+        row = {"group": name, "layers": len(layers)}
+        for when in ("_base", ""):
+            row[f"channels{when}"] = int(layers[f"channels{when}"].sum())
+            for measured in ("rate", "silent", "saturated"):
+                row[f"{measured}{when}"] = _share(layers, measured, when)
+        found.append(row)
+    groups = pd.DataFrame(found)
+    lost = pd.DataFrame({m: groups[m] - groups[f"{m}_base"] for m in ("silent", "saturated")})
+    # what came back to life is no loss
+    order = (
+        lost.clip(lower=0)
+        .round(9)
+        .sort_values(["silent", "saturated"], ascending=False, kind="stable")
+    )
+    return groups.loc[order.index].reset_index(drop=True)
+
+
+def markdown(run: RunFiles) -> str:
+    """The diagnostics as a section of Markdown."""
+    rows = run.diagnostics
+    legend = (
+        "Rate: mean output of a channel, time step, position and image, in percent of the most "
+        "that the neuron can emit. Silent: never fired on the images of the measurement. "
+        f"Saturated: a rate of at least {100 * SATURATED:g} %. A rate is that of the channels a "
+        "network has: a cut that takes quiet channels raises it."
+    )
+    picture = f"![Firing by neuron layer](figures/{FIGURE}.png)"
+    parts = [*_verdict(rows), _overview(run), _table(rows), legend, picture]
+    return "\n\n".join(["## Firing after the cut", *parts]) + "\n"
+
+
+def _verdict(rows: pd.DataFrame) -> list[str]:
+    """What must not be overlooked: a network, or layers, that fire no more."""
+    found = []
+    if dead(rows):
+        text = "no spike reaches the classifier on any image measured"
+        if dead(rows, "_base"):
+            text += "; it was so before the cut"
+        found.append(f"**Dead network, not a saving: {text}.**")
+    silent = rows[rows["silent"] == 1]
+    if len(silent):
+        fell = silent["silent_base"] < 1
+        names = ", ".join(f"`{layer}`" for layer in silent.loc[fell, "layer"])
+        before = len(silent) - int(fell.sum())
+        found.append(
+            f"**Wholly silent neuron layers: {len(silent)} of {len(rows)}"
+            + (f", {before} of them before the cut too" if before else "")
+            + (f". Gone silent: {names}" if names else "")
+            + ".**"
+        )
+    return found
+
+
+def _overview(run: RunFiles) -> str:
+    rows = run.diagnostics
+    rate, rate_base = rows["rate"].mean(), rows["rate_base"].mean()
+    lines = [f"- Mean rate of the {len(rows)} neuron layers: {_change(rate_base, rate)}."]
+    drifted = rows.loc[rows["drift"].abs().sort_values(ascending=False, kind="stable").index]
+    named = [
+        f"`{row.layer}` {100 * row.rate_base:.1f} → {100 * row.rate:.1f} %"
+        for row in drifted.head(FURTHEST).itertuples()
+    ]
+    lines.append(f"- Largest drift: {', '.join(named)}.")
+    for name in ("silent", "saturated"):
+        change = _change(_share(rows, name, "_base"), _share(rows, name, ""))
+        lines.append(f"- {name.capitalize()} channels: {change}.")
+    prediction = _prediction(run)
+    if prediction is not None:
+        lines.append(f"- {_compared(run, *prediction)}")
+    return "\n".join(lines)
+
+
+def _compared(run: RunFiles, predicted: float, measured: float) -> str:
+    """Predicted against measured, in a line."""
+    record = run.results["prediction"]
+    measure = MEASURES.get(record.get("measure"), "loss")
+    text = f"Prediction ({measure}): {predicted:.4g} nats predicted, {measured:.4g} measured"
+    recovered = record.get("measured_after_recovery")
+    if recovered is not None and recovered != measured:
+        text += f", {recovered:.4g} after recovery"
+    if _holds(predicted, measured):
+        return f"{text}: it held, within {100 * TOLERANCE:g} %."
+    times = ""
+    if min(predicted, measured) > 0:
+        times = f"; the cut cost {measured / predicted:.2g} times what was predicted"
+    return f"{text}: **it did not hold{times}.**"
+
+
+def _table(rows: pd.DataFrame) -> str:
+    groups = by_group(rows)
+    # beyond rounding
+    more = [groups[m] > groups[f"{m}_base"] + 1e-9 for m in ("silent", "saturated")]
+    changed = groups[more[0] | more[1]]
+    if changed.empty:
+        return "No channel group has a larger share of silent or saturated channels than before."
+    lines = [
+        "| channel group | neuron layers | their channels | silent % | saturated % | rate % |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in changed.head(WORST).itertuples():
+        cells = [str(row.layers), f"{row.channels_base} → {row.channels}"]
+        for name in ("silent", "saturated", "rate"):
+            before, after = getattr(row, f"{name}_base"), getattr(row, name)
+            cells.append(f"{100 * before:.1f} → {100 * after:.1f}")
+        lines.append(f"| {' | '.join([row.group, *cells])} |")
+    if len(changed) > WORST:
+        lines += ["", f"The worst {WORST} of {len(changed)} groups; all: `diagnostics.csv`."]
+    return "\n".join(lines)
+
+
+def _share(rows: pd.DataFrame, measured: str, when: str) -> float:
+    """The mean over all channels of the layers."""
+    channels = rows[f"channels{when}"]
+    return float((rows[f"{measured}{when}"] * channels).sum() / channels.sum())
+
+
+def _change(before: float, after: float) -> str:
+    return f"{100 * before:.1f} % before, {100 * after:.1f} % after"
+
+
+def _prediction(run: RunFiles) -> tuple[float, float] | None:
+    """What the plan was predicted to cost and what it did, in nats; None where nothing was."""
+    record = run.results.get("prediction") or {}
+    numbers = [record.get(name) for name in ("predicted", "measured")]
+    if any(number is None or not math.isfinite(number) for number in numbers):
+        return None
+    return float(numbers[0]), float(numbers[1])
+
+
+def _holds(predicted: float, measured: float) -> bool:
+    return abs(measured - predicted) <= TOLERANCE * max(abs(measured), abs(predicted))
+
+
+def firing_drift(run: RunFiles) -> Figure:
+    """The rate of every neuron layer before and after, and its silent and saturated channels."""
+    rows = run.diagnostics.set_index("layer")
+    columns = style.listing(rows.index)
+    lines_high = max(map(len, columns))
+    height = style.LINE * lines_high + style.MARGIN + 0.3
+    figure = style.new_figure(height, style.WIDTH if len(columns) > 1 else 4.8)
+    axes = figure.subplots(1, 2 * len(columns), squeeze=False, width_ratios=(5, 3) * len(columns))
+    widest = 104 * max(0.01, rows["rate"].max(), rows["rate_base"].max())
+    for column, lines in enumerate(columns):
+        rate, share = axes[0][2 * column : 2 * column + 2]
+        for y, (_, layer) in enumerate(lines):
+            if layer is not None:
+                _draw_layer(rate, share, y, rows.loc[layer])
+        style.list_groups(rate, lines, dict.fromkeys(rows.index, ""), 0, lines_high)
+        layers = [layer for _, layer in lines if layer is not None]
+        for label, layer in zip(rate.get_yticklabels(), layers, strict=True):
+            label.set_color(SILENT if rows.loc[layer, "silent"] == 1 else "black")
+        rate.set_xlim(-0.02 * widest, widest)
+        rate.set_xlabel("firing rate (%)")
+        share.set_xlim(0, 100)
+        share.set_ylim(rate.get_ylim())
+        share.set_yticks([])
+        share.spines[["left", "bottom"]].set_visible(False)
+        share.set_xlabel("channels (%)")
+        for axis in (rate, share):
+            axis.grid(True, axis="x")
+    if dead(run.diagnostics):
+        figure.suptitle("dead network, not a saving", color=SILENT, weight="bold")
+    figure.legend(handles=_legend(), loc="outside lower center", ncols=3)
+    return figure
+
+
+def _draw_layer(rate: Axes, share: Axes, y: int, row: pd.Series) -> None:
+    before, after = 100 * row["rate_base"], 100 * row["rate"]
+    rate.plot([before, after], [y, y], color="#a8c8de", lw=1.6, zorder=2, solid_capstyle="butt")
+    rate.plot(before, y, "o", ms=4, mfc="white", mec=BASE, mew=0.9, zorder=3)
+    wholly = row["silent"] == 1
+    rate.plot(
+        after,
+        y,
+        "X" if wholly else "o",
+        ms=5 if wholly else 3.6,
+        mec="white",
+        mew=0.3,
+        color=SILENT if wholly else PRUNED,
+        zorder=4,
+        clip_on=False,
+    )
+    silent, full = 100 * row["silent"], 100 * row["saturated"]
+    share.barh(y, silent, 0.66, color=SILENT)
+    share.barh(y, full, 0.66, left=100 - full, color=FULL)
+    silent, full = 100 * row["silent_base"], 100 * row["saturated_base"]
+    for left, width in ((0, silent), (100 - full, full)):
+        if width > 0:
+            share.barh(y, width, 0.66, left=left, **OUTLINE)
+
+
+def _legend() -> list:
+    dot = {"ls": "", "marker": "o"}
+    return [
+        Line2D([], [], ms=4, mfc="white", mec=BASE, mew=0.9, label="base network", **dot),
+        Line2D([], [], ms=3.6, color=PRUNED, label="pruned network", **dot),
+        Line2D([], [], ms=5, color=SILENT, ls="", marker="X", label="wholly silent layer"),
+        Patch(color=SILENT, label="silent channels"),
+        Patch(color=FULL, label="saturated channels"),
+        Patch(label="in the base network", **OUTLINE),
+    ]
