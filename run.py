@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from pathlib import Path
 
 import hydra
@@ -35,6 +36,13 @@ def main(cfg: DictConfig) -> float:
             raise
         if job.mode is not RunMode.MULTIRUN:
             sys.exit(tell(error))
+        failed_jobs.append(tell(error, f"job {job.job.num}: "))
+        return float("nan")
+    except Exception as error:
+        # the other jobs go on, and the comparison at the end tells which failed
+        if job.mode is not RunMode.MULTIRUN:
+            raise
+        traceback.print_exc()
         failed_jobs.append(tell(error, f"job {job.job.num}: "))
         return float("nan")
     return results["rows"][-1]["top1"]

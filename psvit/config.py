@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from psvit.channels import KINDS
 from psvit.errors import UserError
+from psvit.pruning.allocation import NORMALIZERS, RESOURCES
 from psvit.pruning.calibration import SCOPES
 from psvit.pruning.importance import IMPORTANCES
 from psvit.pruning.recovery import RECOVERIES
@@ -20,6 +21,10 @@ def _number(low: float, high: float) -> Callable[[Any], bool]:
 
 def _ratio(x: Any) -> bool:
     return _number(0.0, 1.0)(x) and x < 1.0
+
+
+def _share(x: Any) -> bool:
+    return _ratio(x) and x > 0.0
 
 
 def _whole(low: int, high: int = 2**63) -> Callable[[Any], bool]:
@@ -47,7 +52,7 @@ _RECIPE = {
     "keep": _one_of(KEEP),
 }
 
-POLICIES = ("none", "uniform", "sensitivity", "fine_grained", "prioritized", "budgeted")
+POLICIES = ("none", "uniform", "sensitivity", "fine_grained", "prioritized", "budgeted", "global")
 
 # option -> (is it right?, what would be right); an option that is not composed is not checked
 _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -59,14 +64,39 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda x: isinstance(x, list) and len(x) > 0 and all(_ratio(r) and r > 0.0 for r in x),
         "a list of ratios in (0, 1)",
     ),
-    "pruning.target_memory_saving": (lambda x: _ratio(x) and x > 0.0, "a share in (0, 1)"),
+    "pruning.target_memory_saving": (
+        lambda x: x is None or _share(x),
+        "a share in (0, 1), or null",
+    ),
+    "pruning.target_saving": (
+        lambda x: (
+            x is None
+            or _share(x)
+            or (isinstance(x, dict) and set(x) <= set(RESOURCES) and all(map(_share, x.values())))
+        ),
+        f"a share in (0, 1), or one for each of {', '.join(RESOURCES)}, or null",
+    ),
+    "pruning.budget": (
+        lambda x: x in RESOURCES or (_names(x) and len(x) > 0 and set(x) <= set(RESOURCES)),
+        f"one or a list of {', '.join(RESOURCES)}",
+    ),
+    "pruning.normalize": _one_of(NORMALIZERS),
+    "pruning.isomorphic": (lambda x: isinstance(x, bool), "true or false"),
+    "pruning.max_steps": (_whole(1), "a whole number of at least 1"),
+    "pruning.sensitivity.images": (
+        lambda x: x is None or _whole(1)(x),
+        "a whole number of at least 1, or null",
+    ),
     "pruning.large_share": (lambda x: _number(0.0, 1.0)(x) and x > 0.0, "a share in (0, 1]"),
     "pruning.importance": _one_of(IMPORTANCES),
     "pruning.kinds": (
         lambda x: _names(x) and len(x) > 0 and set(x) <= set(KINDS),
         f"a list of {', '.join(KINDS)}",
     ),
-    "pruning.max_accuracy_drop": (_number(0.0, 100.0), "points in [0, 100]"),
+    "pruning.max_accuracy_drop": (
+        lambda x: x is None or _number(0.0, 100.0)(x),
+        "points in [0, 100], or null",
+    ),
     "pruning.rounds": (_whole(1), "a whole number of at least 1"),
     "pruning.recovery": _one_of(RECOVERIES),
     "pruning.ridge": (_number(0.0, 1e3), "a number of at least 0"),
@@ -100,10 +130,47 @@ def check_config(cfg: DictConfig) -> None:
         plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
         if not right(plain):
             raise UserError(option, plain, f"expected {expected}")
+    _check_schedules(cfg)
+    limits = ("target_memory_saving", "target_saving", "max_accuracy_drop")
+    if cfg.pruning.name not in ("none", "uniform", "sensitivity") and all(
+        cfg.pruning.get(limit) is None for limit in limits
+    ):
+        raise UserError(
+            "pruning.target_memory_saving",
+            None,
+            "expected a share in (0, 1), or a pruning.max_accuracy_drop",
+        )
     if cfg.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise UserError(
             "trainer.accelerator", cfg.trainer.accelerator, "no GPU here; use trainer=cpu"
         )
+
+
+def _check_schedules(cfg: DictConfig) -> None:
+    """Values of a recipe that are right alone, and wrong together."""
+    schedules = []
+    if cfg.ckpt_path is None:
+        schedules.append(("training", cfg.training, "trainer.max_epochs", cfg.trainer.max_epochs))
+    if cfg.finetune.epochs:
+        schedules.append(("finetune", cfg.finetune, "finetune.epochs", cfg.finetune.epochs))
+    for group, recipe, option, epochs in schedules:
+        if recipe.warmup_epochs >= epochs:
+            raise UserError(
+                f"{group}.warmup_epochs",
+                recipe.warmup_epochs,
+                f"expected less than {option}={epochs}",
+            )
+        if recipe.min_lr > recipe.lr:
+            raise UserError(
+                f"{group}.min_lr", recipe.min_lr, f"expected at most {group}.lr={recipe.lr}"
+            )
+        every = cfg.trainer.check_val_every_n_epoch
+        if recipe.keep == "best" and every > epochs:
+            raise UserError(
+                "trainer.check_val_every_n_epoch",
+                every,
+                f"expected at most {option}={epochs}, as {group}.keep=best validates epochs",
+            )
 
 
 _ABSENT = object()

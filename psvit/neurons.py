@@ -211,9 +211,7 @@ class _IntegerTraining(torch.autograd.Function):
         # hardtanh's gradient leaves its bounds out, the neuron's holds them
         bounds = torch.tensor([0.0, levels], dtype=charged.dtype)
         low, high = torch.nextafter(bounds, torch.tensor([-torch.inf, torch.inf]).to(bounds))
-        passes = partial(
-            torch.ops.aten.hardtanh_backward, min_val=low.item(), max_val=high.item()
-        )
+        passes = partial(torch.ops.aten.hardtanh_backward, min_val=low.item(), max_val=high.item())
         grad_x = torch.empty_like(charged)
         grad_v: Tensor | None = None
         for t in reversed(range(charged.shape[0])):

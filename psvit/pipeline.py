@@ -13,14 +13,17 @@ from psvit.channels import Plan
 from psvit.config import check_config
 from psvit.console import quiet_libraries
 from psvit.data import create_data
+from psvit.decide import decide, make_budget, round_budget
 from psvit.files import write_text
 from psvit.pruning import allocation, prune
+from psvit.pruning.allocation import Budget
+from psvit.pruning.surgery import compose
 from psvit.report import write_report
 from psvit.report.dashboard import log_run
 from psvit.report.files import read_run
 from psvit.report.loggers import close_loggers, open_loggers, wandb_run
 from psvit.report.table import print_table
-from psvit.setup import build_network, check_pruning, rank_channels
+from psvit.setup import build_network, check_pruning
 from psvit.stages import Stages
 
 _log = logging.getLogger(__name__)
@@ -63,46 +66,60 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
         failed = False
     finally:
         close_loggers(loggers, failed)
-    return stages.results
+    return stages.record.results
 
 
 def _run(stages: Stages, network: nn.Module, trained: bool) -> None:
     cfg = stages.cfg
     if not trained:
         network = stages.train_base(network)
-    stages.add_row("base", network)
+    stages.base = network
+    stages.record.add_row("base", network, "none", "base")
+    if not trained:
+        stages.record.save_network("base", network, None)
     if cfg.pruning.name == "none":
+        if trained and cfg.finetune.epochs:
+            finetuned = stages.finetune(network, Plan(), network)
+            stages.record.add_row("base + fine-tuning", finetuned, "none", "finetuned")
+            stages.record.save_network("finetuned", finetuned, Plan())
         return
 
     # the importance of a channel is that of the trained network
-    ranking = rank_channels(cfg, stages.data, network)
+    ranking = stages.rank(network)
     stages.uniform_curve(network, ranking)
-    if cfg.pruning.name == "uniform":
-        plan = allocation.uniform(ranking, cfg.pruning.ratio)
-    else:
-        # PrimeSVT's rule measures for itself, on the network as it is being pruned
-        measured = cfg.pruning.name != "prioritized"
-        sensitivity = stages.sensitivity(network, ranking) if measured else None
-        if cfg.pruning.name == "sensitivity":
-            return
-        target = cfg.pruning.target_memory_saving
-        _, rival = allocation.uniform_at(network, ranking, target)
-        stages.add_row("uniform", prune(network, rival))
-        plan = stages.plan(network, ranking, sensitivity)
-    _prune_and_finetune(stages, network, plan)
+    if cfg.pruning.name == "sensitivity":
+        stages.sensitivity(network, ranking)
+        return
+    budget = make_budget(stages, network, ranking)
+    if cfg.pruning.name != "uniform" and cfg.pruning.max_accuracy_drop is None:
+        _, rival = allocation.uniform_at(ranking, budget)
+        stages.record.add_row("uniform", prune(network, rival), "uniform", "pruned")
+    _prune(stages, network, budget)
 
 
-def _prune_and_finetune(stages: Stages, network: nn.Module, plan: Plan) -> None:
-    name = stages.cfg.pruning.name
-    stages.save_plan(network, plan)
-    pruned = prune(network, plan)
-    stages.add_row(name, pruned)
-    stages.save_network("pruned", pruned, plan)
-    if stages.cfg.pruning.recovery != "none":
-        pruned = stages.recover(pruned, network, plan)
-        stages.add_row(f"{name} + recovery", pruned)
-        stages.save_network("recovered", pruned, plan)
-    if stages.cfg.finetune.epochs:
-        finetuned = stages.finetune(network, plan, pruned)
-        stages.add_row(f"{name} + fine-tuning", finetuned)
-        stages.save_network("finetuned", finetuned, plan)
+def _prune(stages: Stages, network: nn.Module, budget: Budget) -> None:
+    """Prune, recover and fine-tune, in ``pruning.rounds`` rounds."""
+    cfg = stages.cfg
+    policy, rounds = cfg.pruning.name, cfg.pruning.rounds
+    plan, current = Plan(), network
+    for number in range(1, rounds + 1):
+        name = policy if number == rounds else f"{policy}, round {number} of {rounds}"
+        share = round_budget(stages, budget, plan, current, number / rounds)
+        decision = decide(stages, current, share)
+        plan = compose(network, plan, decision.plan)
+        stages.record.save_plan(network, plan, decision)
+        pruned = prune(current, decision.plan)
+        stages.record.add_row(name, pruned, policy, "pruned")
+        stages.record.save_network("pruned", pruned, plan)
+        mended = stages.recover(pruned, decision.plan, current)
+        if cfg.pruning.recovery != "none":
+            stages.record.add_row(f"{name} + recovery", mended, policy, "recovered")
+            stages.record.save_network("recovered", mended, plan)
+        stages.compare_prediction(decision, pruned, mended)
+        stages.diagnose(mended)
+        if cfg.finetune.epochs:
+            current = stages.finetune(current, decision.plan, mended)
+            stages.record.add_row(f"{name} + fine-tuning", current, policy, "finetuned")
+            stages.record.save_network("finetuned", current, plan)
+        else:
+            current = mended

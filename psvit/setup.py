@@ -11,7 +11,8 @@ from psvit.data import ImageData
 from psvit.errors import UserError
 from psvit.models import create_model
 from psvit.models.official import load_official, read_checkpoint
-from psvit.pruning import allocation, checkpoint
+from psvit.pruning import checkpoint
+from psvit.pruning.allocation import Budget
 from psvit.pruning.importance import STATISTICS
 from psvit.pruning.ranking import Ranking
 from psvit.pruning.sensitivity import grid_points
@@ -97,6 +98,6 @@ def check_pruning(cfg: DictConfig, data: ImageData, network: nn.Module) -> None:
         OmegaConf.merge(cfg, {"pruning": {"importance": "random"}}), data, network
     )
     grid_points(ranking, [pruning.get("ratio", 0.0), *pruning.ratios])
-    target = pruning.get("target_memory_saving")
-    if target is not None:
-        allocation.check_reachable(network, ranking, target, max(pruning.ratios))
+    memory = {"memory": pruning.target_memory_saving} if pruning.target_memory_saving else {}
+    # other resources take a forward pass to measure, and are checked when the plan is made
+    Budget(network, memory).check_reachable(ranking, max(pruning.ratios))

@@ -166,6 +166,11 @@ BAD = {
     "training.label_smoothing": ["-0.1", "1", "abc"],
     "finetune.epochs": ["-1", "1.5", "abc", "null"],
     "finetune.lr": ["0", "abc"],
+    "training.mixup": ["-0.1", "abc", "null"],
+    "training.ema_decay": ["1", "-0.1", "abc"],
+    "training.keep": ["first", "null"],
+    "finetune.distill_weight": ["1.1", "-0.1", "abc"],
+    "finetune.distill_temperature": ["0", "abc"],
     "trainer.max_epochs": ["0", "-1", "1.5", "null", "abc"],
     "trainer.check_val_every_n_epoch": ["0", "abc"],
     "ckpt_path": ["3", "[]"],
@@ -182,6 +187,36 @@ def test_a_wrong_value_is_named(changed, option, value):
     assert message.startswith(f"{option}=") and "\n" not in message
     # the value as it was taken, then what would be right
     assert ": expected " in message
+
+
+TOGETHER = [
+    (["training.warmup_epochs=3", "trainer.max_epochs=3"], "less than trainer.max_epochs=3"),
+    (["training.min_lr=0.002", "training.lr=0.001"], "at most training.lr=0.001"),
+    (["finetune.warmup_epochs=3", "finetune.epochs=3"], "less than finetune.epochs=3"),
+    (["finetune.min_lr=0.0005", "finetune.lr=0.0001"], "at most finetune.lr=0.0001"),
+    (
+        ["trainer.check_val_every_n_epoch=4", "trainer.max_epochs=3", "training.keep=best"],
+        "at most trainer.max_epochs=3",
+    ),
+    (
+        ["trainer.check_val_every_n_epoch=4", "finetune.epochs=3", "finetune.keep=best"],
+        "at most finetune.epochs=3",
+    ),
+]
+
+
+@pytest.mark.parametrize(("overrides", "expected"), TOGETHER)
+def test_values_that_are_wrong_together(config, overrides, expected):
+    with pytest.raises(UserError, match=f"{overrides[0]}: expected {expected}"):
+        check_config(config(*overrides))
+    # each alone is right
+    for override in overrides:
+        check_config(config(override))
+
+
+def test_a_schedule_that_is_not_used_is_not_checked(config):
+    check_config(config("finetune.epochs=0", "finetune.warmup_epochs=3", "finetune.min_lr=1"))
+    check_config(config("ckpt_path=folder", "trainer.max_epochs=1", "training.warmup_epochs=2"))
 
 
 def test_every_check_is_of_an_option_that_some_config_has(config):

@@ -144,6 +144,8 @@ class ImageData(LightningDataModule):
         self.val = dataset("val", "eval")
         self.test = dataset("test", "eval")
         self._plain_train = dataset("train", "eval")
+        self._order = torch.Generator()
+        self._loaded_order: Tensor | None = None
 
     @property
     def preprocessing(self) -> dict:
@@ -156,10 +158,34 @@ class ImageData(LightningDataModule):
         normalise one."""
         last = len(self.train) % self.cfg.batch_size
         drop_last = len(self.train) > self.cfg.batch_size and last % 2 == 1
-        return self._loader(self.train, self.cfg.batch_size, shuffle=True, drop_last=drop_last)
+        self._order = torch.Generator().manual_seed(self.seed)
+        if self._loaded_order is not None:
+            self._order.set_state(self._loaded_order)
+            self._loaded_order = None
+        return self._loader(
+            self.train,
+            self.cfg.batch_size,
+            shuffle=True,
+            drop_last=drop_last,
+            generator=self._order,
+            # workers that outlive an epoch would draw on where no checkpoint can follow
+            persistent_workers=False,
+        )
 
-    def val_dataloader(self) -> DataLoader:
-        return self._loader(self.val, self.cfg.eval_batch_size)
+    def state_dict(self) -> dict[str, Tensor]:
+        """What Lightning's checkpoints hold of the data: where the order of the images stands."""
+        return {"order": self._order.get_state()}
+
+    def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
+        """The next training loader goes on from there."""
+        self._loaded_order = state_dict["order"]
+
+    def val_dataloader(self, images: int | None = None) -> DataLoader:
+        """In a fixed order; ``images`` of them, chosen at random and always the same ones."""
+        chosen = self.val
+        if images is not None and images < len(chosen):
+            chosen = Subset(chosen, self._fixed_choice(len(chosen), images))
+        return self._loader(chosen, self.cfg.eval_batch_size)
 
     def test_dataloader(self) -> DataLoader:
         return self._loader(self.test, self.cfg.eval_batch_size)
@@ -173,20 +199,22 @@ class ImageData(LightningDataModule):
         total = len(self.train)
         if not 1 <= images <= total:
             raise UserError("calibration images", images, f"between 1 and {total} training images")
-        generator = torch.Generator().manual_seed(self.cfg.split_seed)
-        chosen = torch.randperm(total, generator=generator)[:images].tolist()
-        subset = Subset(self._plain_train, chosen)
+        subset = Subset(self._plain_train, self._fixed_choice(total, images))
         return self._loader(subset, self.cfg.eval_batch_size)
 
+    def _fixed_choice(self, total: int, images: int) -> list[int]:
+        generator = torch.Generator().manual_seed(self.cfg.split_seed)
+        return torch.randperm(total, generator=generator)[:images].tolist()
+
     def _loader(self, dataset: Dataset, batch_size: int, **options) -> DataLoader:
+        # Its own generator in evaluation too: without one, a loader draws from the global one, and
+        # how often a run evaluates would change how it trains.
+        options.setdefault("generator", torch.Generator().manual_seed(self.seed))
+        options.setdefault("persistent_workers", self.cfg.num_workers > 0)
         return DataLoader(
             dataset,
             batch_size,
             num_workers=self.cfg.num_workers,
-            # Its own generator in evaluation too: without one, a loader draws from the global
-            # one, and how often a run evaluates would change how it trains.
-            generator=torch.Generator().manual_seed(self.seed),
             pin_memory=torch.cuda.is_available(),
-            persistent_workers=self.cfg.num_workers > 0,
             **options,
         )

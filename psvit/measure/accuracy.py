@@ -65,11 +65,19 @@ class Tally:
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    device: torch.device,
+    reference: nn.Module | None = None,
 ) -> Tally:
-    """Accuracy and loss of ``model``, in evaluation mode, over batches of (images, labels)."""
+    """Accuracy and loss of ``model``, in evaluation mode, over batches of (images, labels).
+
+    With a ``reference`` network also the divergence from its outputs.
+    """
     model.eval().to(device)
     tally = Tally()
     for images, labels in batches:
-        tally.add(model(images.to(device)), labels.to(device))
+        images = images.to(device)
+        expected = None if reference is None else reference.eval().to(device)(images)
+        tally.add(model(images), labels.to(device), expected)
     return tally

@@ -1,29 +1,9 @@
-"""``python -m psvit.models``: every network's name, parameters, and MACs at its resolution.
-
-MACs: multiply-accumulates of one image through all convolutions, linear layers and products of
-attention, at every time step, as if every input were dense (firing rates and energy are measured
-elsewhere). What precedes the first neuron is computed once. Element-wise work is not counted.
-"""
+"""``python -m psvit.models``: every network's name, parameters, and MACs at its resolution."""
 
 import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from psvit.measure.operations import count_macs
 from psvit.models.factory import create_model, model_names
-
-
-def count_macs(network: nn.Module) -> int:
-    """MACs of one image, in the convention above; the network may lie on the meta device."""
-    spec = network.spec
-    pixels = spec["image_size"]
-    device = next(network.parameters()).device
-    image = torch.empty(1, spec["in_channels"], pixels, pixels, device=device)
-    training = network.training
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network.eval()(image)
-    network.train(training)
-    # the counter takes a multiply-accumulate for two operations
-    return counter.get_total_flops() // 2
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from psvit.errors import UserError
+from psvit.measure.operations import count_macs
 from psvit.models import __main__ as listing
 from psvit.models import create_model, factory, model_names
 
@@ -103,7 +104,7 @@ def test_macs_are_those_of_the_layers_and_of_attention(name):
     logits(network, images(batch=1))
     for handle in handles:
         handle.remove()
-    assert listing.count_macs(network.float()) == sum(macs)
+    assert count_macs(network.float()) == sum(macs)
 
 
 def test_the_list_shows_parameters_and_macs(monkeypatch, capsys):

@@ -4,7 +4,7 @@ import pytest
 
 from psvit.measure.footprint import parameters
 from psvit.pruning import pruned_parameters
-from psvit.pruning.prioritized import prioritized
+from psvit.pruning.allocation import Budget, prioritized
 from psvit.pruning.ranking import Ranking
 
 
@@ -20,7 +20,9 @@ def ranking(network):
 def test_largest_group_goes_first_by_the_largest_ratio(network, ranking):
     alone = {n: saving(network, ranking.plan({n: ranking.units(n, 0.5)})) for n in ranking.groups}
     largest = max(alone, key=alone.get)
-    plan, tried = prioritized(network, ranking, lambda _: 90.0, [0.25, 0.5], alone[largest], 1.0)
+    budget = Budget(network, {"memory": alone[largest]})
+    found = prioritized(network, ranking, budget, lambda _: 90.0, [0.25, 0.5], 1.0)
+    plan, tried = found.plan, found.log
     assert list(plan) == [largest]
     assert tried.kept.tolist() == [True]
     assert saving(network, plan) == pytest.approx(alone[largest])
@@ -33,7 +35,9 @@ def test_a_candidate_is_kept_only_while_the_accuracy_holds(network, ranking):
     def top1(plan):
         return 90.0 - sum(groups[n].size - len(kept) for n, kept in plan.items() if "mlp" in n)
 
-    plan, tried = prioritized(network, ranking, top1, [0.1, 0.5], 0.9, 20.0)
+    budget = Budget(network, {"memory": 0.9})
+    found = prioritized(network, ranking, budget, top1, [0.1, 0.5], 20.0)
+    plan, tried = found.plan, found.log
     assert top1(plan) >= 70.0
     # all others are cut by the larger ratio
     for name, group in groups.items():
@@ -47,7 +51,9 @@ def test_a_candidate_is_kept_only_while_the_accuracy_holds(network, ranking):
 
 @pytest.mark.parametrize("target", [0.02, 0.1, 0.2])
 def test_stops_at_the_target_and_not_a_channel_beyond(network, ranking, target):
-    plan, tried = prioritized(network, ranking, lambda _: 90.0, [0.3, 0.7], target, 1.0)
+    budget = Budget(network, {"memory": target})
+    found = prioritized(network, ranking, budget, lambda _: 90.0, [0.3, 0.7], 1.0)
+    plan, tried = found.plan, found.log
     assert saving(network, plan) >= target
     last = tried.group.iloc[-1]
     counts = {n: ranking.groups[n].size - len(kept) for n, kept in plan.items()}

@@ -8,14 +8,8 @@ import pytest
 
 from psvit.errors import UserError
 from psvit.pruning import prune, pruned_parameters
-from psvit.pruning.allocation import (
-    check_reachable,
-    fine_grained,
-    large_groups,
-    loss_curves,
-    uniform,
-    uniform_at,
-)
+from psvit.pruning.allocation import Budget, fine_grained, large_groups, uniform, uniform_at
+from psvit.pruning.allocation.decision import cost_curves
 from psvit.pruning.ranking import Ranking, units_removed
 
 BASE_LOSS = 0.5
@@ -33,6 +27,10 @@ def saving(network, plan):
 @pytest.fixture
 def ranking(network):
     return Ranking(network, kinds=["hidden", "query_key", "value"])
+
+
+def memory(network, target):
+    return Budget(network, {"memory": target})
 
 
 def few_groups(network):
@@ -87,7 +85,7 @@ def test_uniform_cuts_every_group_alike(network, ranking):
 
 @pytest.mark.parametrize("target", [0.02, 0.1, 0.224, 0.5, 0.7])
 def test_uniform_at_takes_the_smallest_ratio_that_saves_enough(network, ranking, target):
-    ratio, plan = uniform_at(network, ranking, target)
+    ratio, plan = uniform_at(ranking, memory(network, target))
     assert dict(plan) == dict(uniform(ranking, ratio))
     assert saving(network, plan) >= target
     # on a grid finer than one channel of the largest group, which has 160
@@ -106,7 +104,7 @@ def test_fine_grained_meets_the_target_and_no_more(network, ranking, target):
     costs = np.random.default_rng(int(1000 * target)).lognormal(0, 1.5, len(ranking.groups))
     cost = dict(zip(ranking.groups, costs, strict=True))
     table = made_table(ranking, lambda name, ratio: cost[name] * ratio**2)
-    plan = fine_grained(network, ranking, table, BASE_LOSS, target, 0.5).plan
+    plan = fine_grained(network, ranking, memory(network, target), table, BASE_LOSS, 0.5).plan
     got = saving(network, plan)
     assert got >= target
     # with one channel of one group (one a head) given back it would not be met
@@ -121,7 +119,7 @@ def test_fine_grained_meets_the_target_and_no_more(network, ranking, target):
 def test_the_free_group_is_cut_furthest(network, ranking):
     free = "stage3.block1.mlp.hidden"
     table = made_table(ranking, lambda name, ratio: 0.0 if name == free else ratio)
-    chosen = fine_grained(network, ranking, table, BASE_LOSS, 0.2, 0.5)
+    chosen = fine_grained(network, ranking, memory(network, 0.2), table, BASE_LOSS, 0.5)
     removed = removed_by(chosen.plan, ranking)
     ratios = {name: removed[name] / group.size for name, group in ranking.groups.items()}
     # as far as was measured
@@ -131,7 +129,7 @@ def test_the_free_group_is_cut_furthest(network, ranking):
 
 def test_predicted_loss_is_the_sum_of_the_curves(network, ranking):
     table = made_table(ranking, lambda name, ratio: (len(name) % 7 + 1) * ratio**2)
-    chosen = fine_grained(network, ranking, table, BASE_LOSS, 0.224, 0.5)
+    chosen = fine_grained(network, ranking, memory(network, 0.224), table, BASE_LOSS, 0.5)
     removed, total = removed_by(chosen.plan, ranking), 0.0
     for name, units in removed.items():
         points = [(0, 0.0)] + [
@@ -141,11 +139,11 @@ def test_predicted_loss_is_the_sum_of_the_curves(network, ranking):
         for (left, low), (right, high) in itertools.pairwise(points):
             if left < units <= right:
                 total += low + (high - low) * (units - left) / (right - left)
-    assert total > 0 and chosen.predicted_loss == pytest.approx(total, rel=1e-9)
+    assert total > 0 and chosen.predicted == pytest.approx(total, rel=1e-9)
     # and the explanation tells the same
     why = chosen.why.set_index("group")
     assert dict(why.removed) == removed
-    assert why.predicted_loss.sum() == pytest.approx(total, rel=1e-9)
+    assert why.predicted_cost.sum() == pytest.approx(total, rel=1e-9)
     for name, units in removed.items():
         alone = count(network) - count(prune(network, ranking.plan({name: units})))
         assert why.parameters_saved[name] == alone
@@ -161,7 +159,7 @@ def test_a_curve_starts_at_nothing_and_never_falls():
             "loss": [0.7, 0.4, 0.4, 0.9, 0.6],
         }
     )
-    curves = loss_curves(table, BASE_LOSS)
+    curves = cost_curves(table, "loss", BASE_LOSS)
     assert list(curves) == ["a", "b"]
     levels, increase = curves["a"]
     assert levels.tolist() == [0, 1, 2, 4]
@@ -187,10 +185,15 @@ def test_large_groups_hold_the_share(network, ranking):
 @pytest.mark.parametrize(
     "policy",
     [
-        lambda network, ranking, target: uniform_at(network, ranking, target),
-        lambda network, ranking, target: check_reachable(network, ranking, target, 0.6),
+        lambda network, ranking, target: uniform_at(ranking, memory(network, target)),
+        lambda network, ranking, target: memory(network, target).check_reachable(ranking, 0.6),
         lambda network, ranking, target: fine_grained(
-            network, ranking, made_table(ranking, lambda name, ratio: ratio), BASE_LOSS, target, 0.5
+            network,
+            ranking,
+            memory(network, target),
+            made_table(ranking, lambda name, ratio: ratio),
+            BASE_LOSS,
+            0.5,
         ),
     ],
 )
@@ -202,12 +205,12 @@ def test_an_unreachable_target(network, ranking, policy):
 
 def test_what_can_just_be_reached_is(network, few):
     most = saving(network, uniform(few, max(GRID)))
-    check_reachable(network, few, most - 1e-9, max(GRID))
+    memory(network, most - 1e-9).check_reachable(few, max(GRID))
     table = made_table(few, lambda name, ratio: ratio)
-    plan = fine_grained(network, few, table, BASE_LOSS, most - 1e-9, 0.5).plan
+    plan = fine_grained(network, few, memory(network, most - 1e-9), table, BASE_LOSS, 0.5).plan
     assert dict(plan) == dict(uniform(few, max(GRID)))
     with pytest.raises(UserError):
-        check_reachable(network, few, most + 1e-9, max(GRID))
+        memory(network, most + 1e-9).check_reachable(few, max(GRID))
 
 
 @pytest.fixture(scope="module")
@@ -262,7 +265,7 @@ def test_against_all_combinations(network, few, combinations, shape, target):
             for curve in [rng.lognormal(0, 1.5) * SHAPES[shape](rng)]
         }
         table = made_table(few, lambda name, ratio, cost=cost: cost[name][ratio])
-        got = fine_grained(network, few, table, BASE_LOSS, target, 0.5).predicted_loss
+        got = fine_grained(network, few, memory(network, target), table, BASE_LOSS, 0.5).predicted
         losses = np.array(
             [
                 sum(cost[name][ratio] for name, ratio in zip(few.groups, choice, strict=True))
@@ -272,7 +275,7 @@ def test_against_all_combinations(network, few, combinations, shape, target):
         # its last step is finer than the grid's, so that it may even do better
         assert got <= 1.1 * losses[allowed].min()
         # what the paper compares with: one ratio for all
-        _, rival = uniform_at(network, few, target)
-        curves = loss_curves(table, BASE_LOSS)
+        _, rival = uniform_at(few, memory(network, target))
+        curves = cost_curves(table, "loss", BASE_LOSS)
         removed = removed_by(rival, few)
         assert got < sum(np.interp(units, *curves[name]) for name, units in removed.items())

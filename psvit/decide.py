@@ -1,0 +1,163 @@
+"""Step 3: what goes from each channel group, by the policy that the config names."""
+
+from collections.abc import Callable
+from functools import partial
+
+import pandas as pd
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from psvit.channels import Plan
+from psvit.pruning import allocation
+from psvit.pruning.allocation import Budget, Decision, largest_cut
+from psvit.pruning.ranking import Ranking
+from psvit.stages import Stages
+
+
+def decide(stages: Stages, network: nn.Module, budget: Budget) -> Decision:
+    """The policy's plan for ``network``, within ``pruning.max_accuracy_drop`` where it is given.
+
+    Args:
+        stages: measures what the policy asks for.
+        network: the network to cut; in a later round one that is already cut.
+        budget: what is to be saved of ``network``.
+
+    Raises:
+        UserError: the budget cannot be met.
+    """
+    pruning = stages.cfg.pruning
+    solve = _POLICIES[pruning.name](stages, network)
+    if pruning.max_accuracy_drop is None or pruning.name == "prioritized":
+        return solve(budget)
+    return allocation.within_accuracy(
+        solve,
+        budget,
+        lambda plan: stages.validation_top1(network, plan),
+        pruning.max_accuracy_drop,
+    )
+
+
+Solve = Callable[[Budget], Decision]
+
+
+def _uniform(stages: Stages, network: nn.Module) -> Solve:
+    pruning, ranking = stages.cfg.pruning, stages.rank(network)
+    names = allocation.large_groups(network, ranking, pruning.large_share)
+
+    def solve(budget: Budget) -> Decision:
+        if budget.targets:
+            _, plan = allocation.uniform_at(ranking, budget, names)
+        else:
+            plan = allocation.uniform(ranking, pruning.ratio, names)
+        return Decision(plan, allocation.explain(network, ranking, plan))
+
+    return solve
+
+
+def _fine_grained(stages: Stages, network: nn.Module) -> Solve:
+    ranking = stages.rank(network)
+    table = stages.sensitivity(network, ranking)
+    base_loss = stages.divergence(network).loss
+    share = stages.cfg.pruning.large_share
+    return lambda budget: allocation.fine_grained(network, ranking, budget, table, base_loss, share)
+
+
+def _prioritized(stages: Stages, network: nn.Module) -> Solve:
+    # PrimeSVT's rule measures for itself, on the network as it is being pruned
+    pruning = stages.cfg.pruning
+    drop = 100.0 if pruning.max_accuracy_drop is None else pruning.max_accuracy_drop
+    return lambda budget: allocation.prioritized(
+        network,
+        stages.rank(network),
+        budget,
+        lambda plan: stages.validation_top1(network, plan),
+        list(pruning.ratios),
+        drop,
+    )
+
+
+def _budgeted(stages: Stages, network: nn.Module) -> Solve:
+    measured: list[pd.DataFrame] = []
+
+    def measure(current: nn.Module, ranking: Ranking) -> pd.DataFrame:
+        # the uncut network's table serves every budget that is tried
+        if current is not network:
+            return stages.sensitivity(current, ranking)
+        if not measured:
+            measured.append(stages.sensitivity(current, ranking))
+        return measured[0]
+
+    return lambda budget: allocation.budgeted(
+        network,
+        budget,
+        stages.rank,
+        measure,
+        partial(stages.recover, network=network),
+        lambda cut: stages.divergence(cut).kl,
+        stages.cfg.pruning.max_steps,
+    )
+
+
+def _global(stages: Stages, network: nn.Module) -> Solve:
+    pruning, ranking = stages.cfg.pruning, stages.rank(network)
+    return lambda budget: allocation.global_threshold(
+        network, ranking, budget, pruning.normalize, pruning.isomorphic
+    )
+
+
+_POLICIES: dict[str, Callable[[Stages, nn.Module], Solve]] = {
+    "uniform": _uniform,
+    "fine_grained": _fine_grained,
+    "prioritized": _prioritized,
+    "budgeted": _budgeted,
+    "global": _global,
+}
+
+
+def targets(pruning: DictConfig) -> dict[str, float | None]:
+    """Resource -> share to save, None where only the accuracy limits it; {} for a fixed ratio."""
+    memory, others = pruning.target_memory_saving, pruning.target_saving
+    if memory is None and others is None and pruning.max_accuracy_drop is None:
+        return {}
+    budget = pruning.budget if OmegaConf.is_list(pruning.budget) else [pruning.budget]
+    if OmegaConf.is_dict(others):
+        shares = {name: others.get(name, memory) for name in budget}
+    else:
+        shares = {name: memory if others is None else others for name in budget}
+    if "memory" in shares:
+        shares["memory"] = memory
+    return shares
+
+
+def make_budget(stages: Stages, network: nn.Module, ranking: Ranking) -> Budget:
+    """The whole budget, against the base network."""
+    shares = targets(stages.cfg.pruning)
+    meters = {
+        resource: allocation.make_meter(network, resource, stages.few_images) for resource in shares
+    }
+    budget = Budget(network, {name: share or 1.0 for name, share in shares.items()}, meters)
+    if None in shares.values():
+        # what cannot be saved need not be tried
+        most = budget.savings(largest_cut(ranking, max(stages.cfg.pruning.ratios)))
+        found = {name: most[name] if share is None else share for name, share in shares.items()}
+        budget = budget.towards(found)
+    return budget
+
+
+def round_budget(
+    stages: Stages, whole: Budget, plan: Plan, network: nn.Module, share: float
+) -> Budget:
+    """What is left to save of ``network``, cut by ``plan`` so far, to go ``share`` of the way."""
+    if network is whole.network:
+        return whole.scaled(share)
+    meters = {
+        resource: allocation.make_meter(network, resource, stages.few_images)
+        for resource in whole.targets
+    }
+    left = {
+        resource: max(
+            1.0 - whole.base[resource] * (1.0 - target * share) / whole.spent(resource, plan), 1e-6
+        )
+        for resource, target in whole.targets.items()
+    }
+    return Budget(network, left, meters)

@@ -1,0 +1,119 @@
+"""What a cut has to save: of memory, and of operations or time where asked."""
+
+from collections.abc import Callable, Mapping
+
+from torch import Tensor, nn
+
+from psvit.channels import Plan
+from psvit.errors import UserError
+from psvit.measure.footprint import memory_saving, parameters
+from psvit.measure.operations import count_operations
+from psvit.measure.segments import SegmentSum, macs, seconds
+from psvit.pruning.ranking import Ranking
+from psvit.pruning.surgery import prune, pruned_parameters
+
+Meter = Callable[[Plan], float]
+
+# memory is what the reports mean by memory saving: the share of the parameters
+RESOURCES = ("memory", "parameters", "macs", "synops", "latency")
+
+
+def make_meter(network: nn.Module, resource: str, images: Tensor | None = None) -> Meter:
+    """What a pruned network needs of a resource, as a function of the plan.
+
+    Args:
+        network: what is cut.
+        resource: one of ``RESOURCES``: parameters; dense MACs, or seconds, for ``images``; spike
+            operations of an image, at the firing rates of the pruned network on ``images``.
+        images: a batch, ``[B, C, H, W]`` or ``[B, T, C, H, W]``; parameters need none.
+    """
+    if resource in ("memory", "parameters"):
+        return lambda plan: pruned_parameters(network, plan)
+    if resource == "synops":
+        return lambda plan: count_operations(prune(network, plan), images)["sops"].sum()
+    measure = {"macs": macs, "latency": seconds}[resource]
+    total = SegmentSum(measure, images)
+    return lambda plan: total(prune(network, plan))
+
+
+class Budget:
+    """Shares of resources that a cut has to save, all of them.
+
+    Args:
+        network: what is cut; savings count against it.
+        targets: resource -> share that goes, in (0, 1).
+        meters: resource -> its meter; parameters need none to be given.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        targets: Mapping[str, float],
+        meters: Mapping[str, Meter] | None = None,
+    ):
+        self.network = network
+        self.targets = dict(targets)
+        self._meters = dict(meters or {})
+        self._spent: dict[tuple, float] = {}
+        for resource in self.targets:
+            self._meters.setdefault(resource, make_meter(network, resource))
+        self.base = {resource: self.spent(resource, Plan()) for resource in self.targets}
+
+    def spent(self, resource: str, plan: Plan) -> float:
+        """What the network cut by ``plan`` needs."""
+        key = resource, tuple(sorted(plan.items()))
+        if key not in self._spent:
+            self._spent[key] = float(self._meters[resource](plan))
+        return self._spent[key]
+
+    def savings(self, plan: Plan) -> dict[str, float]:
+        """Resource -> share that ``plan`` saves."""
+        return {
+            resource: 1.0 - self.spent(resource, plan) / base
+            for resource, base in self.base.items()
+        }
+
+    def progress(self, plan: Plan) -> float:
+        """How much of the way to the targets ``plan`` goes, by the slowest resource; 1 is there."""
+        saved = self.savings(plan)
+        return min(saved[resource] / target for resource, target in self.targets.items())
+
+    def met(self, plan: Plan) -> bool:
+        saved = self.savings(plan)
+        return all(saved[resource] >= target for resource, target in self.targets.items())
+
+    def scaled(self, share: float) -> "Budget":
+        """The same resources, with each target times ``share``."""
+        return self.towards({name: share * target for name, target in self.targets.items()})
+
+    def towards(self, targets: Mapping[str, float]) -> "Budget":
+        budget = Budget(self.network, targets, self._meters)
+        budget._spent = self._spent
+        return budget
+
+    def check_reachable(self, ranking: Ranking, max_ratio: float) -> None:
+        """Raise a UserError if cutting every group by ``max_ratio`` saves too little."""
+        most = self.savings(largest_cut(ranking, max_ratio))
+        for resource, target in self.targets.items():
+            if target > most[resource]:
+                raise UserError(
+                    option(resource),
+                    target,
+                    f"cannot be reached: cutting every group by the largest ratio, {max_ratio:g}, "
+                    f"saves {most[resource]:.4f} of {resource}; "
+                    f"lower the target, raise pruning.ratios, or protect fewer groups",
+                )
+
+
+def largest_cut(ranking: Ranking, max_ratio: float) -> Plan:
+    """Every group cut by ``max_ratio``."""
+    return ranking.plan({name: ranking.units(name, max_ratio) for name in ranking.groups})
+
+
+def option(resource: str) -> str:
+    """The config value that holds a resource's target."""
+    return "pruning.target_memory_saving" if resource == "memory" else "pruning.target_saving"
+
+
+def parameters_saving(network: nn.Module, plan: Plan) -> float:
+    return memory_saving(pruned_parameters(network, plan), parameters(network))

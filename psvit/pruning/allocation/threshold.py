@@ -1,0 +1,91 @@
+"""One threshold of importance for all groups, or for each kind of block."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from psvit.channels import ChannelGroup, Plan
+from psvit.errors import UserError
+from psvit.pruning.allocation.budget import Budget, option
+from psvit.pruning.allocation.decision import Decision, explain
+from psvit.pruning.ranking import Ranking
+
+NORMALIZERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda scores: scores,
+    "mean": lambda scores: scores / scores.mean().clamp(min=1e-30),
+    "max": lambda scores: scores / scores.max().clamp(min=1e-30),
+}
+
+
+def global_threshold(
+    model: nn.Module, ranking: Ranking, budget: Budget, normalize: str, isomorphic: bool
+) -> Decision:
+    """Remove the least important share of all units, wherever they are.
+
+    Scores of different groups compare only after normalising, or among groups of one structure:
+    with ``isomorphic`` the share is taken within each structure (Isomorphic Pruning, arXiv
+    2407.04616). A group loses as many units as lie below the threshold, rounded down to a number
+    that may go: even over its heads, and never all.
+
+    Args:
+        model: the base network.
+        ranking: scores, and how many units may go.
+        budget: what is to be saved; the smallest share that does is taken.
+        normalize: of ``NORMALIZERS``: what a group's scores are divided by.
+        isomorphic: a threshold for each structure.
+
+    Raises:
+        UserError: no threshold meets the budget.
+    """
+    scores = {name: NORMALIZERS[normalize](ranking.scores[name]) for name in ranking.groups}
+    classes: dict[object, list[str]] = {}
+    for name, group in ranking.groups.items():
+        classes.setdefault(structure(model, group) if isomorphic else None, []).append(name)
+    pooled = [
+        (names, torch.cat([scores[name] for name in names]).sort().values)
+        for names in classes.values()
+    ]
+
+    def plan_at(share: float) -> Plan:
+        removed = {}
+        for names, values in pooled:
+            below = round(share * len(values))
+            for name in names:
+                # ties with the threshold stay
+                least = (
+                    int((scores[name] < values[below]).sum())
+                    if below < len(values)
+                    else len(scores[name])
+                )
+                removed[name] = max(n for n in ranking.removable(name) if n <= least)
+        return ranking.plan(removed)
+
+    low, high = 0.0, 1.0
+    if not budget.met(plan_at(high)):
+        resource, target = max(budget.targets.items(), key=lambda item: item[1])
+        raise UserError(option(resource), target, "no threshold saves as much; lower the target")
+    for _ in range(24):
+        middle = (low + high) / 2
+        if budget.met(plan_at(middle)):
+            high = middle
+        else:
+            low = middle
+    plan = plan_at(high)
+    return Decision(plan, explain(model, ranking, plan))
+
+
+def structure(model: nn.Module, group: ChannelGroup) -> tuple:
+    """What groups of one structure have in common: their kind, and what makes and reads them."""
+
+    def describe(path: str) -> tuple:
+        module = model.get_submodule(path)
+        kernel = getattr(module, "kernel_size", None)
+        depthwise = getattr(module, "groups", 1) > 1
+        return type(module).__name__, kernel, depthwise
+
+    return (
+        group.kind,
+        tuple(describe(path) for path in group.producers),
+        tuple(describe(path) for path in group.consumers),
+    )

@@ -1,0 +1,158 @@
+"""What a run has found: its results, its plan, its networks, and the files that hold them."""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from psvit.channels import Plan
+from psvit.data import ImageData
+from psvit.files import write_json
+from psvit.measure.accuracy import evaluate
+from psvit.measure.footprint import memory_mb, memory_saving, parameters
+from psvit.provenance import code_state
+from psvit.pruning import checkpoint, pruned_parameters
+from psvit.pruning.allocation import Decision
+
+_log = logging.getLogger(__name__)
+
+# PSViT, arXiv 2606.03257, abstract: SDT-V2 on ImageNet-1K
+PUBLISHED = {
+    "base": {"top1": 73.3, "drop": 0.0, "memory_saving": 0.0},
+    "fine_grained": {"top1": 70.3, "drop": 3.0, "memory_saving": 0.224},
+    "fine_grained + fine-tuning": {"top1": 72.8, "drop": 0.5, "memory_saving": 0.224},
+}
+
+
+class Record:
+    """Collects a run's results and writes its files.
+
+    Args:
+        cfg: the composed config.
+        data: the images.
+        folder: where the files go.
+        device: where networks are measured.
+
+    Attributes:
+        results: what ``results.json`` holds.
+    """
+
+    def __init__(self, cfg: DictConfig, data: ImageData, folder: Path, device: torch.device):
+        self.cfg, self.data, self.folder, self.device = cfg, data, folder, device
+        self.results: dict[str, Any] = {
+            "run": {
+                "name": cfg.name,
+                "model": cfg.model.name,
+                "dataset": cfg.dataset.name,
+                "pruning": cfg.pruning.name,
+                "seed": cfg.seed,
+                **{key: cfg.pruning.get(key) for key in ("importance", "recovery", "rounds")},
+                "budget": OmegaConf.to_container(cfg).get("pruning", {}).get("budget"),
+            },
+            "target_memory_saving": cfg.pruning.get("target_memory_saving"),
+            "seconds": {},
+            "rows": [],
+        }
+        self._decisions: list[Decision] = []
+        # the commit of the code that a long run started with, whatever becomes of it meanwhile
+        code_state()
+
+    def add_row(self, name: str, network: nn.Module, policy: str, stage: str) -> None:
+        """Measure a network on the test split: a row of the final table.
+
+        Args:
+            name: of the row.
+            network: what is measured.
+            policy: that made the network's plan.
+            stage: ``base``, ``pruned``, ``recovered`` or ``finetuned``.
+        """
+        tally = evaluate(network, self.data.test_dataloader(), self.device)
+        rows = self.results["rows"]
+        base = rows[0]["parameters"] if rows else parameters(network)
+        rows.append(
+            {
+                "name": name,
+                "policy": policy,
+                "stage": stage,
+                **tally.as_dict(),
+                "parameters": parameters(network),
+                "memory_mb": memory_mb(network),
+                "memory_saving": memory_saving(parameters(network), base),
+                "published": PUBLISHED.get(name) if self._as_published(name) else None,
+            }
+        )
+        self.write()
+
+    def _as_published(self, name: str) -> bool:
+        """Whether the paper has a row for what this run prunes."""
+        target = self.cfg.pruning.get("target_memory_saving")
+        return name == "base" or target == PUBLISHED["fine_grained"]["memory_saving"]
+
+    def save_plan(self, network: nn.Module, plan: Plan, decision: Decision) -> None:
+        """Write ``plan.yaml`` and, for every round so far, why: ``plan.csv``, ``plan_log.csv``.
+
+        The plan is against the unpruned network, also where ``network`` came pruned.
+        """
+        original, whole = checkpoint.against_original(network, plan)
+        whole.save(self.folder / "plan.yaml", original.channel_groups(), self.cfg.pruning.name)
+        self._decisions.append(decision)
+        for name, tables in (
+            ("plan.csv", [each.why for each in self._decisions]),
+            ("plan_log.csv", [each.log for each in self._decisions if each.log is not None]),
+        ):
+            if tables:
+                rounds = range(1, len(tables) + 1)
+                table = pd.concat(tables, keys=rounds, names=["round"]).reset_index(level="round")
+                table.to_csv(self.folder / name, index=False)
+        target = self.cfg.pruning.target_memory_saving
+        reached = memory_saving(pruned_parameters(network, plan), parameters(network))
+        if len(self._decisions) == self.cfg.pruning.rounds and target and reached < target:
+            _log.warning(
+                "the plan saves %.2f %%, less than pruning.target_memory_saving: "
+                "pruning.max_accuracy_drop allowed no more",
+                100 * reached,
+            )
+
+    def save_network(self, name: str, network: nn.Module, plan: Plan | None) -> None:
+        """Write ``network``, the last row's, to the folder ``name``: all to use it elsewhere."""
+        origin = {"seed": self.cfg.seed, "run": self.cfg.name}
+        if name != "base":
+            origin["base"] = checkpoint.weights_digest(self.cfg.ckpt_path or self.folder / "base")
+        rows = self.results["rows"]
+        checkpoint.save(
+            network,
+            self.folder / name,
+            plan,
+            preprocessing=self.data.preprocessing,
+            classes=list(self.data.class_names),
+            metrics={
+                "dataset": self.cfg.dataset.name,
+                "split": "test",
+                **{key: rows[-1][key] for key in ("images", "top1", "top1_stderr")},
+                "memory_saving": rows[-1]["memory_saving"],
+                "drop": rows[0]["top1"] - rows[-1]["top1"],
+            },
+            provenance=origin,
+        )
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Log a stage's beginning and end, and add its seconds to the results."""
+        _log.info("%s …", stage)
+        start = time.perf_counter()
+        yield
+        took = time.perf_counter() - start
+        seconds = self.results["seconds"]
+        seconds[stage] = round(seconds.get(stage, 0.0) + took, 2)
+        _log.info("%s took %.1f s", stage, took)
+
+    def write(self) -> None:
+        """Write ``results.json``."""
+        write_json(self.folder / "results.json", self.results)

@@ -1,0 +1,116 @@
+"""Operations counted by hand on a network of two layers, and of whole families against others."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from psvit.measure.operations import count_macs, count_operations
+from psvit.measure.segments import SegmentSum, macs, seconds
+from psvit.neurons import IntegerLIF
+from psvit.pruning import prune
+from psvit.pruning.allocation import uniform
+from psvit.pruning.ranking import Ranking
+
+
+class TwoLayers(nn.Module):
+    """Pixels -> convolution -> integer neuron -> linear; what the neuron emits is given."""
+
+    def __init__(self, levels):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1, bias=False)
+        self.neuron = IntegerLIF(levels)
+        self.fc = nn.Linear(4 * 5 * 5, 7)
+
+    def forward(self, x):
+        x = self.conv(x)
+        return self.fc(self.neuron(x[None])[0].flatten(1))
+
+
+def test_two_layers_by_hand():
+    network = TwoLayers(4)
+    images = torch.rand(2, 3, 5, 5)
+    # the centre of each filter alone: currents are multiples of the first pixel channel
+    nn.init.zeros_(network.conv.weight)
+    network.conv.weight.data[:, 0, 1, 1] = torch.tensor([0.0, 1.0, 2.0, 9.0])
+    images[:, 0] = 1.0
+    table = count_operations(network, images).set_index("layer")
+    assert list(table.index) == ["conv", "fc"]
+    assert table.macs["conv"] == 4 * 3 * 9 * 25 and table.macs["fc"] == 100 * 7
+    # pixels are no spikes
+    assert math.isnan(table.rate["conv"]) and table.sops["conv"] == 0
+    # the channels fire 0, 1, 2 and, of 9, 4 times
+    assert table.rate["fc"] == pytest.approx((0 + 1 + 2 + 4) / 4)
+    assert table.sops["fc"] == pytest.approx(1.75 * 700)
+
+
+def test_macs_are_those_of_the_flop_counter_and_fall_with_the_widths(network, images):
+    macs = count_operations(network, images[:2])["macs"].sum()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(images[:1])
+    assert macs == counter.get_total_flops() / 2 == count_macs(network)
+    small = prune(network, uniform(Ranking(network, kinds=["hidden"]), 0.5))
+    block = "stage3.block1.mlp"
+    before, after = (
+        count_operations(net, images[:2]).set_index("layer").macs for net in (network, small)
+    )
+    assert list(before.index) == list(after.index)
+    for layer in before.index:
+        if layer.startswith(block):
+            assert after[layer] == before[layer] / 2
+    assert count_macs(small.to("meta")) == after.sum()
+
+
+def test_attention_products_count_their_spikes(network, images):
+    table = count_operations(network, images).set_index("layer")
+    # four heads of 8 channels, 4 tokens... of width 32 at T = 4: two products of N x d x d a head
+    spec = network.spec
+    products = table.loc["stage3.block1.attn"]
+    width, heads, steps = spec["embed_dims"][2], spec["num_heads"], spec["time_steps"]
+    tokens = (spec["image_size"] // math.prod(spec["strides"][:4])) ** 2
+    assert products.macs == 2 * steps * heads * tokens * (width // heads) ** 2
+    assert 0 < products.rate < 1
+    # every layer behind a neuron reads spikes; the stem reads pixels, RepConv and the separable
+    # convolution have layers without one before them
+    real = table.rate.isna()
+    assert real["stem1.conv"] if "stem1.conv" in table.index else real.iloc[0]
+    assert not real["head.fc"] and not real["stage3.block1.mlp.conv1"]
+    assert real["stage3.block1.attn.projection.conv2"]
+
+
+def test_a_silent_network_has_no_spike_operations(network, images):
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.constant_(module.weight, 0.0)
+            nn.init.constant_(module.bias, -1.0)
+    table = count_operations(network, images)
+    assert table.sops.sum() == 0 and table.macs.sum() > 0
+
+
+def test_a_segment_is_measured_once(network, images):
+    calls = []
+
+    def measure(run):
+        calls.append(run)
+        return macs(run)
+
+    total = SegmentSum(measure, images)
+    segments = len(network.segments())
+    assert total(network) == len(images) * count_macs(network)
+    assert len(calls) == segments
+    # a cut in one block is measured in that block, and in no other
+    small = prune(network, uniform(Ranking(network), 0.5, ["stage3.block1.mlp.hidden"]))
+    assert total(small) == len(images) * count_macs(small)
+    assert len(calls) == segments + 1
+    # one of the stream, in all blocks of its stage and the next one's entrance
+    ranking = Ranking(network, kinds=["stream"])
+    name = next(iter(ranking.groups))
+    small = prune(network, uniform(ranking, 0.5, [name]))
+    assert total(small) == len(images) * count_macs(small)
+    assert segments + 1 < len(calls) < 2 * segments
+
+
+def test_time_is_taken(network, images):
+    assert SegmentSum(seconds, images)(network) > 0

@@ -1,0 +1,200 @@
+"""The knapsack against brute force; plans composed against pruning twice; the rounds."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from psvit.channels import Plan
+from psvit.errors import UserError
+from psvit.measure.footprint import parameters
+from psvit.measure.operations import count_macs
+from psvit.pruning import prune, pruned_parameters
+from psvit.pruning.allocation import Budget, budgeted, make_meter
+from psvit.pruning.allocation.knapsack import choose_levels
+from psvit.pruning.ranking import Ranking, units_removed
+from psvit.pruning.surgery import compose
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_choice_is_the_best_of_all_choices(seed):
+    rng = np.random.default_rng(seed)
+    cost = {f"g{i}": np.r_[0.0, rng.random(3).cumsum()] for i in range(5)}
+    saved = {f"g{i}": np.r_[0, rng.integers(1, 50, 3).cumsum()] for i in range(5)}
+    target = 0.6 * sum(levels[-1] for levels in saved.values())
+    best = min(
+        sum(cost[name][level] for name, level in zip(cost, levels, strict=True))
+        for levels in itertools.product(range(4), repeat=5)
+        if sum(saved[name][level] for name, level in zip(cost, levels, strict=True)) >= target
+    )
+    chosen = choose_levels(cost, {"memory": saved}, {"memory": target})
+    assert sum(cost[name][level] for name, level in chosen.items()) == pytest.approx(best)
+    assert sum(saved[name][level] for name, level in chosen.items()) >= target
+
+
+def test_a_choice_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match="11"):
+        choose_levels({"g": np.array([0.0, 1.0])}, {"m": {"g": np.array([0, 10])}}, {"m": 11})
+
+
+def cut(ranking, ratio, kinds):
+    return ranking.plan(
+        {
+            name: units_removed(group, ratio)
+            for name, group in ranking.groups.items()
+            if group.kind in kinds
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    "first, second",
+    [
+        (["hidden"], ["value", "hidden"]),
+        (["head"], ["value", "query_key"]),
+        (["stream", "head"], ["head", "stream", "hidden"]),
+        (["value", "query_key"], ["head"]),
+    ],
+)
+def test_composed_plan_prunes_as_both_plans_do(network, images, first, second):
+    one = cut(Ranking(network), 0.3, first)
+    once = prune(network, one)
+    two = cut(Ranking(once), 0.3, second)
+    twice = prune(once, two)
+    whole = prune(network, compose(network, one, two))
+    assert parameters(whole) < parameters(once) < parameters(network)
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, twice.state_dict()[name]), name
+    with torch.no_grad():
+        assert torch.equal(whole(images), twice(images))
+
+
+def made_table(network, ranking, kl_per_unit):
+    """Sensitivity rows whose divergence is a price for each unit removed."""
+    rows = []
+    for name, group in ranking.groups.items():
+        for ratio in (0.25, 0.5, 0.75):
+            removed = units_removed(group, ratio)
+            left = pruned_parameters(network, ranking.plan({name: removed}))
+            rows.append(
+                {
+                    "group": name,
+                    "ratio": ratio,
+                    "removed": removed,
+                    "parameters": left,
+                    "kl": kl_per_unit(name) * removed,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def price(name):
+    return 1e-6 if "mlp" in name else 1.0
+
+
+def solve(network, budget, kl_per_unit=price, divergences=(0.0,), max_steps=1):
+    """``budgeted`` on made tables and made divergences; also what was mended."""
+    given, mended = iter(divergences), []
+
+    def mend(pruned, plan):
+        mended.append(plan)
+        return pruned
+
+    decision = budgeted(
+        network,
+        budget,
+        Ranking,
+        lambda current, ranking: made_table(current, ranking, kl_per_unit),
+        mend,
+        lambda _: next(given),
+        max_steps,
+    )
+    return decision, mended
+
+
+def test_meets_the_target_with_the_groups_that_are_cheap(network):
+    decision, mended = solve(network, Budget(network, {"memory": 0.2}))
+    saving = 1 - pruned_parameters(network, decision.plan) / parameters(network)
+    assert 0.2 <= saving < 0.22
+    assert decision.log.memory_saving.tolist() == [pytest.approx(saving)]
+    assert all("mlp" in name for name in decision.plan)
+    assert len(mended) == 1
+    # linear prices: the prediction is the number of removed units
+    removed = sum(decision.why.removed)
+    assert decision.predicted == pytest.approx(1e-6 * removed, rel=1e-6)
+    assert decision.measure == "kl"
+
+
+def test_it_ends_when_a_step_more_brings_nothing(network):
+    # one step ends at 0.5; two at 0.3, by way of 0.1; three at 0.4; a fourth is not tried
+    divergences = [0.5, 0.1, 0.3, 0.05, 0.1, 0.4]
+    decision, mended = solve(
+        network, Budget(network, {"memory": 0.2}), divergences=divergences, max_steps=5
+    )
+    log = decision.log
+    assert log.steps.tolist() == [1, 2, 2, 3, 3, 3] and log.kl.tolist() == divergences
+    assert len(mended) == 6
+    # the plan is that of two steps
+    saving = 1 - pruned_parameters(network, decision.plan) / parameters(network)
+    assert saving == pytest.approx(log.memory_saving[2]) and saving >= 0.2
+    assert dict(decision.plan) == dict(mended[2])
+    # half of the way first
+    assert 0.1 <= log.memory_saving[1] < 0.12
+
+
+def test_a_later_step_counts_only_what_it_adds(network):
+    """A table measured on a network that has already diverged begins at that divergence."""
+
+    def table(current, ranking):
+        rows = made_table(current, ranking, price)
+        if current is not network:
+            rows["kl"] += 7.0
+        return rows
+
+    given = iter([0.5, 7.0, 0.4])
+    decision = budgeted(
+        network,
+        Budget(network, {"memory": 0.2}),
+        Ranking,
+        table,
+        lambda pruned, _: pruned,
+        lambda _: next(given),
+        2,
+    )
+    assert decision.log.predicted_kl.max() < 0.01
+    assert decision.predicted < 0.01
+
+
+def test_several_budgets_bind_together(network, images):
+    meters = {"macs": make_meter(network, "macs", images)}
+    alone = solve(network, Budget(network, {"memory": 0.2}))[0].plan
+    macs = 1 - count_macs(prune(network, alone)) / count_macs(network)
+    both = Budget(network, {"memory": 0.2, "macs": macs + 0.05}, meters)
+    assert not both.met(alone)
+    found = solve(network, both)[0].plan
+    assert both.met(found)
+    assert count_macs(prune(network, found)) <= (1 - macs - 0.05) * count_macs(network)
+    # and operations alone, with no more cut than that takes
+    only = Budget(network, {"macs": 0.2}, meters)
+    saved = only.savings(solve(network, only, lambda name: 1.0 + len(name) % 3)[0].plan)
+    assert 0.2 <= saved["macs"] < 0.22
+
+
+def test_unreachable_target_names_the_option(network):
+    with pytest.raises(UserError, match="pruning.target_memory_saving"):
+        solve(network, Budget(network, {"memory": 0.97}), len)
+
+
+def test_empty_plan_composes_to_the_other(network):
+    plan = cut(Ranking(network), 0.3, ["hidden", "value"])
+    assert dict(compose(network, Plan(), plan)) == dict(plan)
+    assert dict(compose(network, plan, Plan())) == dict(plan)
+
+
+def test_where_all_costs_are_equal_it_cuts_least():
+    free = {f"g{i}": np.zeros(4) for i in range(4)}
+    saved = {f"g{i}": np.array([0, 3, 10, 50]) for i in range(4)}
+    chosen = choose_levels(free, {"memory": saved}, {"memory": 13})
+    assert sum(saved[name][level] for name, level in chosen.items()) == 13
