@@ -1,9 +1,15 @@
 """Lightning callbacks."""
 
+import random
 from collections.abc import Mapping
+from typing import Any
 
+import numpy as np
+import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from psvit.channels import Plan
 from psvit.pruning.surgery import prune_
@@ -28,3 +34,63 @@ class PruneBeforeFit(Callback):
             prune_(pl_module.network, self.plan)
             if self.weights is not None:
                 pl_module.network.load_state_dict(self.weights)
+
+
+class MovingAverage(WeightAveraging):
+    """Exponential moving average of the weights and of the batch norms' running statistics.
+
+    It begins with the weights after the first step. The decay after n steps is
+    ``min(decay, (1 + n) / (10 + n))``, as TensorFlow's ``ExponentialMovingAverage`` has it: a
+    training shorter than 1 / (1 - decay) steps would otherwise end close to where it began.
+
+    Args:
+        decay: what the decay rises to.
+    """
+
+    def __init__(self, decay: float):
+        def average(averages: list[Tensor], weights: list[Tensor], steps: Tensor) -> None:
+            if averages[0].is_floating_point():
+                n = int(steps)
+                get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))(averages, weights, steps)
+            else:
+                # batches that a batch norm has seen: a count is not averaged
+                for counted, count in zip(averages, weights, strict=True):
+                    counted.copy_(count)
+
+        super().__init__(multi_avg_fn=average)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # made before Lightning moved the network to its device
+        self._average_model.to(pl_module.device)
+
+
+class KeepRandomState(Callback):
+    """Saves the global random states with each checkpoint, and goes on from them.
+
+    Augmentation, mixing and stochastic depth draw from them.
+    """
+
+    def __init__(self):
+        self._loaded: dict[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        name, keys, *rest = np.random.get_state()
+        return {
+            "python": random.getstate(),
+            # plain values: a checkpoint is read without unpickling objects
+            "numpy": (name, keys.tolist(), *rest),
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._loaded = state_dict
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._loaded is None:
+            return
+        random.setstate(self._loaded["python"])
+        np.random.set_state(self._loaded["numpy"])
+        torch.set_rng_state(self._loaded["torch"])
+        if self._loaded["cuda"] is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(self._loaded["cuda"])

@@ -38,7 +38,7 @@ def firing_rates(network: nn.Module) -> Iterator[dict[str, Tensor]]:
 
     def watch(name: str):
         def hook(_module: nn.Module, _inputs: tuple, spikes: Tensor) -> None:
-            rates[name] = spikes.transpose(0, 1).flatten(1).mean(1)
+            rates[name] = spikes.mean([0, *range(2, spikes.dim())])
 
         return hook
 

@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 from hydra.utils import instantiate
 from lightning import Callback, LightningDataModule
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 from torch import nn
 
+from psvit.training.callbacks import KeepRandomState, MovingAverage
 from psvit.training.module import Classifier
 
 
@@ -26,7 +27,8 @@ def fit(
     """Train ``module`` by its recipe.
 
     Every epoch is checkpointed under ``folder/checkpoints/<prefix>``. A training that finds its
-    last epoch there goes on from it; one that ends clears the folder.
+    last epoch there goes on from it, and ends with the weights it would have ended with; one that
+    ends clears the folder.
 
     Args:
         module: the network and its recipe.
@@ -39,31 +41,48 @@ def fit(
 
     Returns:
         The trained network: the weights that the recipe keeps.
+
+    Raises:
+        UserError: the loss is no longer a number; the last epoch's checkpoint stays.
     """
-    recipe, prefix = module.recipe, module.prefix
-    checkpoints = ModelCheckpoint(
-        folder / "checkpoints" / prefix,
-        filename="best",
-        monitor=f"{prefix}/val_top1" if recipe.keep == "best" else None,
-        mode="max",
-        save_last=True,
-        enable_version_counter=False,
-    )
-    averaging = []
-    if recipe.ema_decay is not None:
-        averaging = [EMAWeightAveraging(decay=recipe.ema_decay)]
+    recipe = module.recipe
+    checkpoints = folder / "checkpoints" / module.prefix
+    averaging = [] if recipe.ema_decay is None else [MovingAverage(recipe.ema_decay)]
+    # the last epoch's after the best one's, whose score it holds
+    savers = [
+        ModelCheckpoint(
+            checkpoints, "last", save_on_train_epoch_end=True, enable_version_counter=False
+        )
+    ]
+    if recipe.keep == "best":
+        best = ModelCheckpoint(
+            checkpoints,
+            "best",
+            monitor=f"{module.prefix}/val_top1",
+            mode="max",
+            enable_version_counter=False,
+        )
+        savers.insert(0, best)
     lightning = instantiate(
         trainer,
         max_epochs=recipe.epochs,
         logger=list(loggers),
         default_root_dir=str(folder),
-        callbacks=[RichProgressBar(leave=False), *callbacks, *averaging, checkpoints],
+        callbacks=[
+            RichProgressBar(leave=False),
+            KeepRandomState(),
+            *callbacks,
+            *averaging,
+            *savers,
+        ],
     )
-    last = Path(checkpoints.dirpath) / "last.ckpt"
+    last, kept = checkpoints / "last.ckpt", checkpoints / f"{recipe.keep}.ckpt"
     # an evaluation may have come before, and Lightning leaves the mode as it finds it
     lightning.fit(module.train(), data, ckpt_path=str(last) if last.exists() else None)
-    if recipe.keep == "best":
-        saved = torch.load(checkpoints.best_model_path, map_location="cpu", weights_only=False)
+    # Lightning's `fast_dev_run` leaves none
+    if kept.exists():
+        saved = torch.load(kept, map_location="cpu", weights_only=True)
         module.load_state_dict(saved["state_dict"])
-    shutil.rmtree(checkpoints.dirpath, ignore_errors=True)
+    lightning.strategy.barrier()
+    shutil.rmtree(checkpoints.parent, ignore_errors=True)
     return module.network

@@ -10,6 +10,7 @@ from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
+from psvit.errors import UserError
 from psvit.training.distillation import distillation_loss, firing_rates, rates_loss
 from psvit.training.recipe import Recipe
 
@@ -63,17 +64,39 @@ class Classifier(LightningModule):
         images, labels = batch
         targets = labels
         if self.mix is not None:
-            images, targets = self.mix(images, labels)
+            images, targets = self._mixed(images, labels)
         if self.recipe.distills:
             logits, loss = self._distil(images, targets)
         else:
             logits = self(images)
             loss = self.loss(logits, targets)
+        self._check_finite(loss)
         if self.mix is None:
             self.train_top1(logits.detach(), labels)
             self._log_epoch("top1", self.train_top1, prog_bar=True)
         self._log_epoch("loss", loss, prog_bar=True)
         return loss
+
+    def _mixed(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Each image mixed with another of the batch, and soft labels ``[B, classes]``."""
+        count = len(images)
+        # timm takes pairs: the last image of an odd batch meets the first one
+        paired = torch.cat([images, images[: count % 2]])
+        labels = torch.cat([labels, labels[: count % 2]])
+        # ... and [B, C, H, W]: all frames of a recording are cut alike
+        mixed, targets = self.mix(paired.flatten(1, -3), labels)
+        return mixed.view_as(paired)[:count], targets[:count]
+
+    def _check_finite(self, loss: Tensor) -> None:
+        if not torch.isfinite(loss):
+            option = "finetune.lr" if self.prefix == "finetune" else "training.lr"
+            epoch, step = self.current_epoch + 1, self.global_step + 1
+            raise UserError(
+                option,
+                self.recipe.lr,
+                f"{self.prefix}/loss is {loss.item()} at epoch {epoch}, step {step}: expected a "
+                "lower one, a longer warm-up, or trainer.gradient_clip_val=1",
+            )
 
     def _distil(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Logits, and the loss against both labels and teacher."""
@@ -110,7 +133,7 @@ class Classifier(LightningModule):
             optimizer,
             sched="cosine",
             # without the warm-up, which is put before them
-            num_epochs=max(1, recipe.epochs - recipe.warmup_epochs),
+            num_epochs=recipe.epochs - recipe.warmup_epochs,
             warmup_epochs=recipe.warmup_epochs,
             warmup_lr=recipe.lr / 100,
             warmup_prefix=True,

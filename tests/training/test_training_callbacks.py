@@ -1,14 +1,13 @@
 """Pruning inside Lightning: what it trains is what ``prune`` makes, and nothing dead is trained."""
 
 import copy
-import random
 
 import pytest
 import torch
+from colours import half_of_all
 from lightning import Callback, Trainer
 from torch.utils.data import DataLoader, TensorDataset
 
-from psvit.channels import Plan
 from psvit.pruning import prune, pruned_parameters
 from psvit.training.callbacks import PruneBeforeFit
 from psvit.training.module import Classifier
@@ -22,19 +21,6 @@ RECIPE = Recipe(
     min_lr=1e-5,
     label_smoothing=0.0,
 )
-
-
-def half_of_all(network):
-    chooser = random.Random(0)
-    kept = {}
-    for name, group in network.channel_groups().items():
-        per_head = group.size // group.heads
-        kept[name] = [
-            head * per_head + unit
-            for head in range(group.heads)
-            for unit in chooser.sample(range(per_head), per_head // 2)
-        ]
-    return Plan(kept)
 
 
 class Look(Callback):

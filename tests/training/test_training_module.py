@@ -3,13 +3,14 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from colours import separable, small
 from lightning import Callback, Trainer
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
-from psvit.models import create_model
 from psvit.training.module import Classifier
 from psvit.training.recipe import Recipe
 
@@ -21,31 +22,6 @@ RECIPE = Recipe(
     min_lr=1e-4,
     label_smoothing=0.1,
 )
-
-
-def small():
-    torch.manual_seed(0)
-    return create_model(
-        "meta_spikeformer",
-        embed_dims=[16, 16, 16, 16],
-        depth=[1, 1, 1, 1, 1],
-        num_heads=2,
-        mlp_ratio=2.0,
-        image_size=32,
-        strides=[2, 2, 2, 1, 1],
-        time_steps=2,
-        num_classes=3,
-        attention_scale=1.0,
-    )
-
-
-def separable(count=96):
-    """A class for each colour."""
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(count) % 3
-    images = 0.3 * torch.randn(count, 3, 32, 32, generator=generator)
-    images[torch.arange(count), labels] += 1.0
-    return TensorDataset(images, labels)
 
 
 def trainer(tmp_path, epochs, *callbacks):
@@ -121,12 +97,6 @@ def test_the_schedule_warms_up_and_decays_to_its_end(trained):
     assert record.lr[-1][0] < 2 * least
 
 
-def test_a_training_shorter_than_its_warm_up(tmp_path):
-    record, _ = fit(tmp_path, replace(RECIPE, epochs=1, warmup_epochs=3), batch_size=24)
-    rates = [rates[0] for rates in record.lr]
-    assert len(rates) == 4 and rates == sorted(rates) and 0 < rates[0] < rates[-1] < RECIPE.lr
-
-
 def test_biases_and_batch_norms_do_not_decay(trained):
     record, module = trained
     decay = dict(record.decay)
@@ -170,3 +140,58 @@ def test_a_training_step_does_not_depend_on_the_one_before(network, images, labe
         gradients.append([parameter.grad.clone() for parameter in network.parameters()])
     assert all(torch.equal(alone, after) for alone, after in zip(*gradients, strict=True))
     assert any(gradient.abs().max() > 0 for gradient in gradients[0])
+
+
+class Seen(nn.Module):
+    """Remembers what it was shown; its logits are not the same for all images."""
+
+    def forward(self, images):
+        self.images = images.clone()
+        return torch.linspace(-1, 2, 3 * len(images)).reshape(-1, 3)
+
+
+def stepped(recipe, images, labels):
+    """The loss of a training step, the images that the network saw, and its logits."""
+    module = Classifier(Seen(), recipe, 3, "base")
+    module.log = lambda *args, **kwargs: None
+    loss = module.training_step((images, labels), 0)
+    return loss, module.network.images, module.network(images)
+
+
+def test_without_mixing_the_labels_are_plain(images):
+    images, labels = images[:5].float(), torch.tensor([0, 2, 1, 1, 0])
+    loss, seen, logits = stepped(replace(RECIPE, label_smoothing=0.0), images, labels)
+    assert torch.equal(seen, images)
+    by_hand = -sum(row.log_softmax(0)[label] for row, label in zip(logits, labels, strict=True)) / 5
+    assert loss.item() == pytest.approx(by_hand.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("frames", [None, 3])
+@pytest.mark.parametrize("count", [6, 5, 1])
+@pytest.mark.parametrize("mixing", ["mixup", "cutmix"])
+def test_the_labels_are_mixed_as_the_images_are(mixing, count, frames):
+    # image i is 1 in channel i alone: the mean of a channel is an image's share of the mixture
+    images = torch.eye(count)[:, :, None, None].repeat(1, 1, 16, 16)
+    if frames:
+        images = images[:, None].repeat(1, frames, 1, 1, 1)
+    labels = torch.tensor([0, 2, 1, 1, 0, 0])[:count]
+    # numpy's state decides how much and where
+    np.random.seed(0)
+    recipe = replace(RECIPE, label_smoothing=0.3, **{mixing: 1.0})
+    loss, seen, logits = stepped(recipe, images.clone(), labels)
+    assert seen.shape == images.shape
+    if frames:
+        # a recording is cut alike at all times
+        assert torch.equal(seen, seen[:, :1].expand_as(seen))
+        seen = seen[:, 0]
+    shares = seen.mean((2, 3))
+    assert torch.allclose(shares.sum(1), torch.ones(count))
+    if mixing == "cutmix":
+        assert set(seen.unique().tolist()) <= {0.0, 1.0}
+    else:
+        assert torch.allclose(seen, shares[:, :, None, None].expand_as(seen))
+    if count > 1:
+        assert 0 < shares[1, 1] < 1
+    targets = shares @ (0.7 * torch.eye(3)[labels] + 0.1)
+    by_hand = -(targets * logits.log_softmax(1)).sum(1).mean()
+    assert loss.item() == pytest.approx(by_hand.item(), rel=1e-5)

@@ -1,0 +1,62 @@
+"""Runs of the whole program with the recipes that its configs offer."""
+
+import json
+
+import pytest
+import torch
+
+from psvit.channels import Plan
+from psvit.pipeline import run
+from psvit.pruning import checkpoint, prune
+
+QUICK = (
+    "dataset.train_images=60",
+    "dataset.test_images=20",
+    "dataset.val_images=20",
+    "dataset.image_size=16",
+    "model.time_steps=1",
+    "trainer.max_epochs=1",
+    "pruning=uniform",
+    "pruning.ratio=0.5",
+    "pruning.ratios=[0.5]",
+    "logger=none",
+)
+
+
+@pytest.fixture(scope="module")
+def folder(config, tiny_run, tmp_path_factory):
+    """Mixed training, and a pruned network that follows its base network."""
+    folder = tmp_path_factory.mktemp("distilled")
+    recipe = ("training.mixup=0.2", "training.keep=best", "finetune=distill", "finetune.epochs=1")
+    run(config(*tiny_run, *QUICK, *recipe, "finetune.distill_rates=1"), folder)
+    return folder
+
+
+def check(folder, base):
+    """Rows, and a fine-tuned network of the pruned one's shapes and other weights."""
+    rows = json.loads((folder / "results.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == ["base", "uniform", "uniform + fine-tuning"]
+    assert rows[2]["parameters"] == rows[1]["parameters"] < 0.7 * rows[0]["parameters"]
+    pruned, finetuned = (
+        checkpoint.load(folder / name)[0].state_dict() for name in ("pruned", "finetuned")
+    )
+    assert {name: x.shape for name, x in pruned.items()} == {
+        name: x.shape for name, x in finetuned.items()
+    }
+    assert all(x.isfinite().all() for x in finetuned.values())
+    assert sum(not torch.equal(x, pruned[name]) for name, x in finetuned.items()) > len(pruned) / 2
+    # what was saved before the fine-tuning is still what the base network prunes to
+    plan = checkpoint.load(folder / "pruned")[1]["plan"]
+    expected = prune(checkpoint.load(base)[0], Plan(plan)).state_dict()
+    assert all(torch.equal(x, pruned[name]) for name, x in expected.items())
+    assert not (folder / "checkpoints").exists()
+
+
+def test_distillation(folder):
+    check(folder, folder / "base")
+
+
+def test_the_recipe_of_imagenet(config, tiny_run, folder, tmp_path):
+    recipe = (f"ckpt_path={folder}/base", "finetune=imagenet", "finetune.epochs=2")
+    run(config(*tiny_run, *QUICK, *recipe), tmp_path)
+    check(tmp_path, folder / "base")
