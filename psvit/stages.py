@@ -2,19 +2,25 @@
 
 import copy
 import logging
-from collections.abc import Iterable, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
-from lightning import Callback
+from lightning import Callback, seed_everything
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from psvit.cache import StageCache, code_version, data_fingerprint, tensors_fingerprint
 from psvit.channels import Plan
 from psvit.data import ImageData
+from psvit.files import write_whole
 from psvit.measure.accuracy import Tally, evaluate
 from psvit.measure.firing import diagnose
 from psvit.measure.footprint import memory_mb, memory_saving, parameters
@@ -32,6 +38,25 @@ from psvit.training.recipe import Recipe
 
 _log = logging.getLogger(__name__)
 
+WEIGHTS = "weights.safetensors"
+# the code that a stage's result depends on
+TRAINED_BY = (
+    "psvit.models",
+    "psvit.neurons",
+    "psvit.channels",
+    "psvit.data",
+    "psvit.training",
+    "psvit.setup",
+)
+MEASURED_BY = (*TRAINED_BY, "psvit.pruning", "psvit.measure")
+# of the trainer: what changes how much is told, or how long
+NOT_IN_KEY = ("max_epochs", "log_every_n_steps", "enable_model_summary")
+PROGRESS = (
+    TextColumn("{task.description}"),
+    BarColumn(),
+    MofNCompleteColumn(),
+    TimeRemainingColumn(),
+)
 # enough to count operations and take times on
 FEW_IMAGES = 32
 # enough for the firing rate of a layer
@@ -53,15 +78,24 @@ class Stages:
         on_gpu = cfg.trainer.accelerator in ("gpu", "cuda")
         self.device = torch.device("cuda" if on_gpu else "cpu")
         self.record = Record(cfg, data, folder, self.device)
+        root = None if cfg.paths.cache_dir is None else Path(cfg.paths.cache_dir)
+        self._cache = StageCache(root, scratch=folder)
         # the network that everything is compared with, once it is trained
         self.base: nn.Module | None = None
         self._tables = 0
 
     def train_base(self, network: nn.Module) -> nn.Module:
-        """Train the base network."""
+        """Train the base network, or take the weights of a run that trained the same one."""
+        recipe = Recipe(epochs=self.cfg.trainer.max_epochs, **self.cfg.training)
+
+        def make(folder: Path) -> None:
+            trained = self._fit(network, recipe, "base", folder)
+            weights = {name: tensor.contiguous() for name, tensor in trained.state_dict().items()}
+            write_whole(folder / WEIGHTS, lambda path: save_file(weights, path))
+
         with self.record.timed("training"):
-            recipe = Recipe(epochs=self.cfg.trainer.max_epochs, **self.cfg.training)
-            network = self._fit(network, recipe, "base")
+            entry = self._cached("base", TRAINED_BY, make, model=network.spec, recipe=recipe)
+            network.load_state_dict(load_file(entry / WEIGHTS))
         return network
 
     def finetune(self, network: nn.Module, plan: Plan, pruned: nn.Module) -> nn.Module:
@@ -73,6 +107,7 @@ class Stages:
                 copy.deepcopy(network),
                 recipe,
                 "finetune",
+                self.folder,
                 [callback],
                 teacher=self.base if recipe.distills else None,
             )
@@ -118,8 +153,9 @@ class Stages:
 
     def uniform_curve(self, network: nn.Module, ranking: Ranking) -> None:
         """Step 1: the whole network pruned at each ratio of the grid -> ``uniform.csv``."""
-        rows = []
-        with self.record.timed("uniform curve"):
+
+        def make(folder: Path) -> None:
+            rows = []
             for ratio in [0.0, *self.cfg.pruning.ratios]:
                 pruned = prune(network, allocation.uniform(ranking, ratio))
                 tally = evaluate(pruned, self.data.val_dataloader(), self.device)
@@ -135,15 +171,21 @@ class Stages:
                         "loss": tally.loss,
                     }
                 )
-                pd.DataFrame(rows).to_csv(self.folder / "uniform.csv", index=False)
+                pd.DataFrame(rows).to_csv(folder / "uniform.csv", index=False)
                 _log.info(
                     "uniform %.2f: %.2f %% of parameters saved, validation top-1 %.2f %%",
                     ratio,
                     100 * rows[-1]["memory_saving"],
                     tally.top1,
                 )
+
+        with self.record.timed("uniform curve"):
+            self._measured("uniform", "uniform.csv", network, ranking, make)
+        base = pd.read_csv(self.folder / "uniform.csv").iloc[0]
         self.record.results["validation"] = {
-            name: rows[0][name] for name in ("top1", "loss", "images")
+            "top1": float(base.top1),
+            "loss": float(base.loss),
+            "images": int(base.images),
         }
         self.record.write()
 
@@ -154,27 +196,73 @@ class Stages:
         """
         self._tables += 1
         name = "sensitivity.csv" if self._tables == 1 else f"sensitivity_{self._tables}.csv"
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-        )
-        with self.record.timed("sensitivity"), Progress(*columns) as bar:
-            task = bar.add_task("sensitivity", total=None)
-            return measure_sensitivity(
-                network,
-                self._sensitivity_batches(),
-                list(self.cfg.pruning.ratios),
-                ranking,
-                self.folder / name,
-                self.device,
-                on_row=lambda done, total: bar.update(task, completed=done, total=total),
-                reference=self.base,
-            )
+
+        def make(folder: Path) -> None:
+            with Progress(*PROGRESS) as bar:
+                task = bar.add_task("sensitivity", total=None)
+                measure_sensitivity(
+                    network,
+                    self._sensitivity_batches(),
+                    list(self.cfg.pruning.ratios),
+                    ranking,
+                    folder / "sensitivity.csv",
+                    self.device,
+                    on_row=lambda done, total: bar.update(task, completed=done, total=total),
+                    reference=self.base,
+                )
+
+        with self.record.timed("sensitivity"):
+            self._measured("sensitivity", name, network, ranking, make)
+        return pd.read_csv(self.folder / name)
 
     def _sensitivity_batches(self) -> Iterable[tuple[Tensor, Tensor]]:
         return self.data.val_dataloader(self.cfg.pruning.sensitivity.images)
+
+    def _measured(
+        self,
+        stage: str,
+        name: str,
+        network: nn.Module,
+        ranking: Ranking,
+        make: Callable[[Path], None],
+    ) -> None:
+        """The table ``<stage>.csv`` of a network, measured or from the cache -> the file ``name``.
+
+        Jobs share what the cache holds; the run's folder has its own copy.
+        """
+        entry = self._cached(
+            stage,
+            MEASURED_BY,
+            make,
+            network=tensors_fingerprint(network.state_dict()),
+            model=network.spec,
+            base=tensors_fingerprint(self.base.state_dict()),
+            scores=tensors_fingerprint(ranking.scores),
+            removable={group: ranking.removable(group) for group in ranking.groups},
+            ratios=list(self.cfg.pruning.ratios),
+            images=self.cfg.pruning.sensitivity.images,
+        )
+        shutil.copy(entry / f"{stage}.csv", self.folder / name)
+
+    def _cached(
+        self, stage: str, code: Sequence[str], make: Callable[[Path], None], **key: Any
+    ) -> Path:
+        cfg = self.cfg
+        return self._cache.get(
+            stage,
+            {
+                **{name: asdict(x) if is_dataclass(x) else x for name, x in key.items()},
+                "seed": cfg.seed,
+                "threads": cfg.threads,
+                "channels_last": cfg.channels_last,
+                "trainer": {
+                    name: value for name, value in cfg.trainer.items() if name not in NOT_IN_KEY
+                },
+                "data": data_fingerprint(self.data),
+                "code": code_version(*code, *filter(None, [cfg.model.get("module")])),
+            },
+            make,
+        )
 
     def compare_prediction(self, decision: Decision, pruned: nn.Module, mended: nn.Module) -> None:
         """Note whether the plan cost what its policy predicted, and what recovery left of it."""
@@ -206,8 +294,11 @@ class Stages:
         network: nn.Module,
         recipe: Recipe,
         prefix: str,
+        folder: Path,
         callbacks: Sequence[Callback] = (),
         teacher: nn.Module | None = None,
     ) -> nn.Module:
+        # what a stage draws by chance does not depend on whether an earlier one came from the cache
+        seed_everything(self.cfg.seed, verbose=False)
         module = Classifier(network, recipe, self.data.num_classes, prefix, teacher)
-        return fit(module, self.data, self.cfg.trainer, self.folder, self.loggers, callbacks)
+        return fit(module, self.data, self.cfg.trainer, folder, self.loggers, callbacks)

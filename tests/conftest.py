@@ -74,7 +74,7 @@ def config():
 
     def composed(*overrides):
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            return compose("config", ["paths.output_dir=unset", *overrides])
+            return compose("config", ["paths.output_dir=unset", "paths.cache_dir=null", *overrides])
 
     return composed
 

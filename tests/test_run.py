@@ -197,3 +197,29 @@ def test_a_folder_of_images_runs(config, tiny_run, folder, tmp_path):
     assert found["validation"]["images"] == 8
     network, description = load(tmp_path / "run" / "finetuned")
     assert description["classes"] == ["cat", "dog"] and network.head.fc.out_features == 2
+
+
+def test_runs_share_what_the_cache_holds(config, tiny_run, tmp_path):
+    def rows(name, cache, ratio):
+        cfg = config(
+            *tiny_run,
+            "pruning=uniform",
+            f"pruning.ratio={ratio}",
+            "pruning.ratios=[0.3]",
+            "trainer.max_epochs=2",
+            "finetune.epochs=1",
+            "seed=5",
+            f"paths.cache_dir={cache}",
+        )
+        return run(cfg, tmp_path / name)["rows"]
+
+    cache = tmp_path / "cache"
+    first = rows("first", cache, 0.3)
+    again = rows("again", cache, 0.5)
+    # one training and one curve, for two prunings
+    for stage in ("base", "uniform"):
+        (entry,) = (path for path in (cache / stage).iterdir() if not path.name.startswith("."))
+        assert len((entry / "uses.txt").read_text().splitlines()) == 1
+    assert again[0] == first[0] and again[1] != first[1]
+    # and what comes from the cache changes no figure, fine-tuning included
+    assert rows("alone", "null", 0.5) == again

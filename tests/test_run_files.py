@@ -56,8 +56,12 @@ def test_everything_promised_is_there(folder):
     # nothing half-written, and nothing that only a resumed analysis needs
     assert not [path.name for path in folder.rglob("*.partial.json")]
     assert not [path.name for path in folder.iterdir() if path.name.startswith(".results")]
-    # nothing beside the run's folder
-    assert [path.name for path in folder.parent.iterdir()] == ["run"]
+    # nothing beside the run's folder and the cache
+    beside = {path.relative_to(folder.parent).parts[:2] for path in folder.parent.rglob("*")}
+    assert {parts[:2] for parts in beside if parts[0] != "run"} == {
+        ("outputs",),
+        ("outputs", "cache"),
+    }
 
 
 def test_the_config_is_resolved(folder):

@@ -141,6 +141,15 @@ def data_fingerprint(data: "ImageData") -> str:
     return total.hexdigest()
 
 
+def tensors_fingerprint(tensors: Mapping[str, Any]) -> str:
+    """SHA-256 of named tensors: a network's ``state_dict``, the scores of its channels."""
+    total = hashlib.sha256()
+    for name, tensor in tensors.items():
+        for field in (f"{name} {tensor.dtype}{tuple(tensor.shape)}".encode(), _bytes_of(tensor)):
+            total.update(hashlib.sha256(field).digest())
+    return total.hexdigest()
+
+
 def _images(images: Any, root: Path | None) -> Iterator[bytes]:
     from torch import Tensor
 
