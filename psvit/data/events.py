@@ -19,7 +19,7 @@ from torch import Tensor
 from torchvision.datasets.utils import check_integrity
 
 from psvit.data.files import read_all
-from psvit.data.sources import Labelled, Source
+from psvit.data.labelled import Labelled, Source
 from psvit.errors import UserError
 
 

@@ -11,8 +11,9 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from psvit.data.files import read_all, unreadable, verify
 from psvit.data.frames import FrameTrainTransform, FrameTransform
+from psvit.data.labelled import Labelled, Source
 from psvit.data.options import EVENT_DATASETS, check_options
-from psvit.data.sources import Labelled, Source, read_source
+from psvit.data.sources import read_source
 from psvit.data.splits import split
 from psvit.data.transforms import EvalTransform, TrainTransform
 from psvit.errors import UserError

@@ -3,53 +3,19 @@
 Event datasets are read in ``psvit.data.events``.
 """
 
-from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from omegaconf import DictConfig
 from sklearn.datasets import load_digits
-from torch import Tensor
 from torchvision import datasets
 
 from psvit.data.files import decode
+from psvit.data.labelled import Labelled, Source
 from psvit.data.options import EVENT_DATASETS, LAYOUT
 from psvit.errors import UserError
-
-
-class Labelled(NamedTuple):
-    """Images, or the event frames of recordings, and their classes.
-
-    Attributes:
-        images: uint8 ``[N, 3, height, width]``; or a list of N uint8 ``[3, height, width]`` of
-            different sizes; or float32 frames ``[N, T, 2, height, width]``; or a list of N files
-            not yet read.
-        labels: int64 ``[N]``.
-    """
-
-    images: Tensor | list[Tensor] | list[Path]
-    labels: Tensor
-
-    def take(self, indices: Tensor) -> "Labelled":
-        if isinstance(self.images, Tensor):
-            return Labelled(self.images[indices], self.labels[indices])
-        return Labelled([self.images[i] for i in indices.tolist()], self.labels[indices])
-
-
-class Source(NamedTuple):
-    """A dataset as published; a part that is None is to be split from ``train``.
-
-    ``decode`` reads a file, where the parts hold files.
-    """
-
-    class_names: list[str]
-    train: Labelled
-    val: Labelled | None
-    test: Labelled | None
-    decode: Callable[[Path], Tensor] | None = None
 
 
 def read_source(cfg: DictConfig) -> Source:

@@ -4,7 +4,7 @@ import torch
 from omegaconf import DictConfig
 from sklearn.model_selection import train_test_split
 
-from psvit.data.sources import Labelled, Source
+from psvit.data.labelled import Labelled, Source
 from psvit.errors import UserError
 
 

@@ -6,10 +6,11 @@ from psvit.report.diagnostics import write_diagnostics
 from psvit.report.figures import write_figures
 from psvit.report.files import read_run
 from psvit.report.table import final_table, markdown
+from psvit.report.why import write_why
 
 
 def write_report(folder: str | Path) -> None:
-    """Write ``table.md``, ``table.csv``, ``figures/`` and, where firing was measured,
+    """Write ``table.md``, ``table.csv``, ``figures/`` and, where there is a plan, ``plan.md`` and
     ``diagnostics.md`` into a run folder, from its files alone.
 
     Raises:
@@ -20,3 +21,4 @@ def write_report(folder: str | Path) -> None:
     final_table(run).to_csv(run.folder / "table.csv", index=False)
     write_figures(run)
     write_diagnostics(run)
+    write_why(run)

@@ -105,11 +105,11 @@ def read_run(folder: str | Path) -> RunFiles:
         missing = [key for key in ROW_KEYS if row.get(key) is None]
         if missing:
             raise UserError("folder", folder, f"a row of results.json lacks {', '.join(missing)}")
-    sensitivity = _read_csv(folder / "sensitivity.csv", SENSITIVITY_COLUMNS)
+    sensitivity = read_table(folder / "sensitivity.csv", SENSITIVITY_COLUMNS)
     if sensitivity is not None:
         # a resumed analysis may have measured its last row twice
         sensitivity = sensitivity.drop_duplicates(["group", "ratio"], keep="last")
-    uniform = _read_csv(folder / "uniform.csv", UNIFORM_COLUMNS)
+    uniform = read_table(folder / "uniform.csv", UNIFORM_COLUMNS)
     plan = _read(folder / "plan.yaml", _load_yaml) or {}
     return RunFiles(
         folder=folder,
@@ -119,7 +119,7 @@ def read_run(folder: str | Path) -> RunFiles:
         uniform=None if uniform is None else uniform.sort_values("ratio", ignore_index=True),
         plan=_plan_frame(folder, plan.get("groups") or {}, sensitivity),
         policy=plan.get("policy"),
-        diagnostics=_read_csv(folder / "diagnostics.csv", DIAGNOSTICS_COLUMNS),
+        diagnostics=read_table(folder / "diagnostics.csv", DIAGNOSTICS_COLUMNS),
     )
 
 
@@ -145,7 +145,12 @@ def _read(path: Path, parse: Any) -> Any:
         raise UserError("folder", path.parent, f"{path.name} cannot be read ({reason})") from error
 
 
-def _read_csv(path: Path, columns: list[str]) -> pd.DataFrame | None:
+def read_table(path: Path, columns: list[str]) -> pd.DataFrame | None:
+    """A CSV's rows that have all of ``columns``, or None where there is no file or no such row.
+
+    Raises:
+        UserError: the file cannot be read, or lacks a column.
+    """
     frame = _read(path, lambda file: pd.read_csv(file, dtype={"group": str}))
     if frame is None:
         return None
