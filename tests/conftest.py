@@ -1,6 +1,7 @@
 """A small network that fires, and configs of runs small enough for a test."""
 
 import copy
+import logging
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,18 @@ torch.set_num_threads(1)
 
 ROOT = Path(__file__).parents[1]
 CLASSES = 5
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was():
+    """Takes away the log handlers that Hydra leaves behind: they write to a stream that is gone."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    for handler in list(root.handlers):
+        if handler not in handlers:
+            root.removeHandler(handler)
+    root.setLevel(level)
 
 
 @pytest.fixture(scope="session")
