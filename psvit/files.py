@@ -1,5 +1,6 @@
 """Files are written whole or not at all."""
 
+import hashlib
 import json
 import os
 import tempfile
@@ -44,3 +45,9 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """The value that ``write_json`` wrote."""
     return json.loads(Path(path).read_text())
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

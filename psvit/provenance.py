@@ -1,7 +1,6 @@
 """Where a file comes from: hashes, versions, and the commit of the code that wrote it."""
 
 import functools
-import hashlib
 import importlib.metadata
 import os
 import subprocess
@@ -18,12 +17,6 @@ PACKAGE = Path(psvit.__file__).parent
 CODE = (PACKAGE.name, "conf", "run.py", "pyproject.toml")
 # through which a git hook hands its own repository on to what it runs
 REPOSITORY = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_PREFIX")
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def provenance(**facts: Any) -> dict[str, Any]:

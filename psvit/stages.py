@@ -40,13 +40,8 @@ _log = logging.getLogger(__name__)
 
 WEIGHTS = "weights.safetensors"
 # the code that a stage's result depends on
-TRAINED_BY = (
-    "psvit.models",
-    "psvit.neurons",
-    "psvit.channels",
-    "psvit.data",
-    "psvit.training",
-    "psvit.setup",
+TRAINED_BY = tuple(
+    f"psvit.{part}" for part in ("models", "neurons", "channels", "data", "training", "setup")
 )
 MEASURED_BY = (*TRAINED_BY, "psvit.pruning", "psvit.measure")
 # of the trainer: what changes how much is told, or how long

@@ -9,6 +9,7 @@ import torch
 
 import psvit
 from psvit import provenance
+from psvit.files import digest
 
 
 @pytest.fixture
@@ -51,10 +52,10 @@ def test_the_digest_is_sha256_of_the_bytes(tmp_path):
     (tmp_path / "file").write_bytes(b"abc")
     # FIPS 180-2, appendix B.1
     known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert provenance.digest(tmp_path / "file") == known
+    assert digest(tmp_path / "file") == known
     large = bytes(3_000_000)
     (tmp_path / "file").write_bytes(large)
-    assert provenance.digest(tmp_path / "file") == hashlib.sha256(large).hexdigest()
+    assert digest(tmp_path / "file") == hashlib.sha256(large).hexdigest()
 
 
 def test_a_clean_checkout_gives_its_commit(git, package):

@@ -1,7 +1,6 @@
 """Folders of results that are made once: ``<root>/<stage>/<hash of the key>/``."""
 
 import atexit
-import hashlib
 import logging
 import os
 import shutil
@@ -18,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from psvit.cache.keys import canonical, key_hash
 from psvit.errors import UserError
-from psvit.files import read_json, write_json, write_text
+from psvit.files import digest, read_json, write_json, write_text
 
 # the cache's own files in an entry; ``make`` must use other names
 KEY, MANIFEST, USES = "key.yaml", "manifest.json", "uses.txt"
@@ -225,7 +224,7 @@ def damage(entry: Path) -> str | None:
                 return f"{name} is missing"
             if path.stat().st_size != expected["bytes"]:
                 return f"{name} does not have its {expected['bytes']} bytes"
-            if _digest(path) != expected["sha256"]:
+            if digest(path) != expected["sha256"]:
                 return f"{name} has changed"
         read_about(entry)["seconds"]
     except FileNotFoundError as error:
@@ -264,17 +263,12 @@ def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
     own = (folder / MANIFEST, folder / USES)
     return {
         path.relative_to(folder).as_posix(): {
-            "sha256": _digest(path),
+            "sha256": digest(path),
             "bytes": path.stat().st_size,
         }
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path not in own
     }
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _now() -> str:

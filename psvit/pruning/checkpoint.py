@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from psvit.channels import Plan
 from psvit.errors import UserError
-from psvit.files import write_text, write_whole
+from psvit.files import digest, write_text, write_whole
 from psvit.measure.footprint import parameters
 from psvit.models import create_model
-from psvit.provenance import digest, provenance
+from psvit.provenance import provenance
 from psvit.pruning.description import DTYPES, from_yaml, reason, to_yaml
 from psvit.pruning.surgery import compose, prune, prune_
 
