@@ -184,11 +184,19 @@ def _integer_inference(
     """Counts over ``norm`` ``[T, ...]`` and the last potential; U[t] goes into ``charged``."""
     counts = torch.empty_like(x_seq)
     for t, (x, count) in enumerate(zip(x_seq, counts, strict=True)):
-        charge = torch.empty_like(count) if charged is None else charged[t]
-        torch.add(x, v * leak, out=charge)
+        if _at_rest(v):
+            # U is X itself: a pass over memory less, all of them where T = 1
+            charge = x if charged is None or charged is x_seq else charged[t].copy_(x)
+        else:
+            charge = torch.empty_like(count) if charged is None else charged[t]
+            torch.add(x, v * leak, out=charge)
         torch.clamp(charge, 0, levels, out=count).round_()
         v = charge - count
     return counts.div_(norm), v
+
+
+def _at_rest(v: Tensor | float) -> bool:
+    return isinstance(v, float) and v == 0.0
 
 
 class _IntegerTraining(torch.autograd.Function):
@@ -196,7 +204,7 @@ class _IntegerTraining(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x_seq, v, levels, leak, norm):
-        charged = torch.empty_like(x_seq)
+        charged = x_seq if len(x_seq) == 1 and _at_rest(v) else torch.empty_like(x_seq)
         counts, v = _integer_inference(x_seq, v, levels, leak, norm, charged)
         ctx.save_for_backward(charged)
         ctx.constants = levels, leak, norm
@@ -212,6 +220,8 @@ class _IntegerTraining(torch.autograd.Function):
         bounds = torch.tensor([0.0, levels], dtype=charged.dtype)
         low, high = torch.nextafter(bounds, torch.tensor([-torch.inf, torch.inf]).to(bounds))
         passes = partial(torch.ops.aten.hardtanh_backward, min_val=low.item(), max_val=high.item())
+        if len(charged) == 1:
+            return passes(grad_counts / norm, charged), None, None, None, None
         grad_x = torch.empty_like(charged)
         grad_v: Tensor | None = None
         for t in reversed(range(charged.shape[0])):
