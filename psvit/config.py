@@ -58,6 +58,13 @@ POLICIES = ("none", "uniform", "sensitivity", "fine_grained", "prioritized", "bu
 _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "threads": (lambda x: x is None or _whole(1)(x), "a whole number of at least 1, or null"),
     "channels_last": (lambda x: isinstance(x, bool), "true or false"),
+    "train": (lambda x: isinstance(x, bool), "true or false"),
+    "test": (lambda x: isinstance(x, bool), "true or false"),
+    "print_config": (lambda x: isinstance(x, bool), "true or false"),
+    "trainer.deterministic": (
+        lambda x: isinstance(x, bool) or x == "warn",
+        "true, false, or warn",
+    ),
     "seed": (_whole(0, 2**32 - 1), "a whole number from 0 to 4294967295"),
     "pruning.ratio": (_ratio, "a ratio in [0, 1)"),
     "pruning.ratios": (
@@ -130,6 +137,8 @@ def check_config(cfg: DictConfig) -> None:
         plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
         if not right(plain):
             raise UserError(option, plain, f"expected {expected}")
+    if not cfg.train and cfg.ckpt_path is None:
+        raise UserError("train", False, "expected a ckpt_path, the network that needs no training")
     _check_schedules(cfg)
     limits = ("target_memory_saving", "target_saving", "max_accuracy_drop")
     if cfg.pruning.name not in ("none", "uniform", "sensitivity") and all(
@@ -151,7 +160,7 @@ def _check_schedules(cfg: DictConfig) -> None:
     schedules = []
     if cfg.ckpt_path is None:
         schedules.append(("training", cfg.training, "trainer.max_epochs", cfg.trainer.max_epochs))
-    if cfg.finetune.epochs:
+    if cfg.finetune.epochs and cfg.train:
         schedules.append(("finetune", cfg.finetune, "finetune.epochs", cfg.finetune.epochs))
     for group, recipe, option, epochs in schedules:
         if recipe.warmup_epochs >= epochs:

@@ -1,7 +1,15 @@
-"""Keeps the libraries' chatter out of a user's terminal."""
+"""What a user's terminal shows: the config as a tree, and no library's chatter."""
 
 import logging
 import warnings
+
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.syntax import Syntax
+from rich.tree import Tree
+
+# sections that tell most come first; the others follow as they were composed
+FIRST = ("model", "dataset", "training", "pruning", "finetune", "trainer")
 
 
 def quiet_libraries() -> None:
@@ -18,3 +26,27 @@ def quiet_libraries() -> None:
         ".*lr_scheduler.step\\(\\).*before.*optimizer.step\\(\\).*",
     ):
         warnings.filterwarnings("ignore", message=message)
+
+
+def config_tree(cfg: DictConfig) -> Tree:
+    """The resolved config, a branch for each section; the run's own values come last.
+
+    ``config.yaml`` in the run's folder says the same.
+    """
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    order = sorted(plain, key=lambda key: FIRST.index(key) if key in FIRST else len(FIRST))
+    sections = {key: plain[key] for key in order if isinstance(plain[key], dict)}
+    tree = Tree(str(plain.get("name", "config")), guide_style="dim")
+    for key, section in {**sections, "run": _values(plain)}.items():
+        text = OmegaConf.to_yaml(OmegaConf.create(section)).rstrip()
+        tree.add(key).add(Syntax(text, "yaml", background_color="default", word_wrap=True))
+    return tree
+
+
+def _values(plain: dict) -> dict:
+    return {key: value for key, value in plain.items() if not isinstance(value, dict)}
+
+
+def print_config(cfg: DictConfig) -> None:
+    """Draw ``config_tree`` in the terminal."""
+    Console().print(config_tree(cfg))

@@ -11,10 +11,11 @@ from torch import nn
 
 from psvit.channels import Plan
 from psvit.config import check_config
-from psvit.console import quiet_libraries
+from psvit.console import print_config, quiet_libraries
 from psvit.data import create_data
 from psvit.decide import decide, make_budget, round_budget
-from psvit.files import write_text
+from psvit.files import write_json, write_text
+from psvit.provenance import environment
 from psvit.pruning import allocation, prune
 from psvit.pruning.allocation import Budget
 from psvit.pruning.surgery import compose
@@ -23,7 +24,7 @@ from psvit.report.dashboard import log_run
 from psvit.report.files import read_run
 from psvit.report.loggers import close_loggers, open_loggers, wandb_run
 from psvit.report.table import print_table
-from psvit.setup import build_network, check_pruning
+from psvit.setup import build_network, check_pruning, set_deterministic
 from psvit.stages import Stages
 
 _log = logging.getLogger(__name__)
@@ -45,13 +46,19 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     """
     quiet_libraries()
     check_config(cfg)
+    if not cfg.train:
+        cfg.finetune.epochs = 0
+    if cfg.print_config:
+        print_config(cfg)
     seed_everything(cfg.seed, verbose=False)
+    set_deterministic(cfg.trainer.deterministic)
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     data = create_data(cfg.dataset, cfg.seed)
     network, trained = build_network(cfg, data)
     check_pruning(cfg, data, network)
     write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+    write_json(folder / "environment.json", environment())
 
     loggers = open_loggers(cfg.logger)
     failed = True

@@ -3,7 +3,10 @@
 import functools
 import importlib.metadata
 import os
+import platform
+import shlex
 import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -61,6 +64,49 @@ def git_state(package: Path) -> dict[str, Any]:
     if commit is None or changes is None:
         return {}
     return {"commit": commit.strip(), "modified": bool(changes.strip())}
+
+
+def environment() -> dict[str, Any]:
+    """What a run needs of the machine to be repeated: ``environment.json`` of its folder.
+
+    Returns:
+        ``command``: as it was typed; what ``provenance`` gives; ``python`` and ``platform``;
+        ``cpu`` and ``cores`` that this process may use; ``memory_gb`` (10⁹ bytes); ``gpus``: name
+        and ``memory_gb`` of each; ``cuda`` and ``cudnn``: versions, None without; ``packages``:
+        name and version of all that is installed, as ``pip freeze`` tells.
+    """
+    packages = {each.metadata["Name"]: each.version for each in importlib.metadata.distributions()}
+    gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    return {
+        "command": shlex.join(sys.argv),
+        **provenance(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
+        "memory_gb": _memory_gb(),
+        "gpus": [{"name": gpu.name, "memory_gb": round(gpu.total_memory / 1e9, 1)} for gpu in gpus],
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "packages": dict(sorted(packages.items(), key=lambda entry: entry[0].lower())),
+    }
+
+
+def _cpu_name() -> str:
+    """The processor as Linux names it; elsewhere what Python knows."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _memory_gb() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
+    except (ValueError, OSError, AttributeError):
+        return None
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

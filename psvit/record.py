@@ -46,6 +46,8 @@ class Record:
 
     def __init__(self, cfg: DictConfig, data: ImageData, folder: Path, device: torch.device):
         self.cfg, self.data, self.folder, self.device = cfg, data, folder, device
+        # whose images the table's networks are measured on
+        self.split = "test" if cfg.test else "validation"
         self.results: dict[str, Any] = {
             "run": {
                 "name": cfg.name,
@@ -53,6 +55,7 @@ class Record:
                 "dataset": cfg.dataset.name,
                 "pruning": cfg.pruning.name,
                 "seed": cfg.seed,
+                "split": self.split,
                 **{key: cfg.pruning.get(key) for key in ("importance", "recovery", "rounds")},
                 "budget": OmegaConf.to_container(cfg).get("pruning", {}).get("budget"),
             },
@@ -65,7 +68,9 @@ class Record:
         code_state()
 
     def add_row(self, name: str, network: nn.Module, policy: str, stage: str) -> None:
-        """Measure a network on the test split: a row of the final table.
+        """Measure a network: a row of the final table.
+
+        On the test split, or with ``test=false`` on the validation split.
 
         Args:
             name: of the row.
@@ -73,7 +78,8 @@ class Record:
             policy: that made the network's plan.
             stage: ``base``, ``pruned``, ``recovered`` or ``finetuned``.
         """
-        tally = evaluate(network, self.data.test_dataloader(), self.device)
+        measured_on = self.data.test_dataloader if self.cfg.test else self.data.val_dataloader
+        tally = evaluate(network, measured_on(), self.device)
         rows = self.results["rows"]
         base = rows[0]["parameters"] if rows else parameters(network)
         rows.append(
@@ -134,7 +140,7 @@ class Record:
             classes=list(self.data.class_names),
             metrics={
                 "dataset": self.cfg.dataset.name,
-                "split": "test",
+                "split": self.split,
                 **{key: rows[-1][key] for key in ("images", "top1", "top1_stderr")},
                 "memory_saving": rows[-1]["memory_saving"],
                 "drop": rows[0]["top1"] - rows[-1]["top1"],

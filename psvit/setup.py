@@ -1,6 +1,7 @@
 """What a run is made of, checked before anything long starts: the network, the channel ranking."""
 
 import logging
+import os
 from pathlib import Path
 
 import torch
@@ -18,6 +19,18 @@ from psvit.pruning.ranking import Ranking
 from psvit.pruning.sensitivity import grid_points
 
 _log = logging.getLogger(__name__)
+
+
+def set_deterministic(value: bool | str) -> None:
+    """Whether torch may use kernels that give other bits each time (``trainer.deterministic``).
+
+    Lightning does so for training alone, and only where something is trained. With ``"warn"`` an
+    operation that has no other kernel is used and told, in place of an error.
+    """
+    torch.use_deterministic_algorithms(bool(value), warn_only=value == "warn")
+    if value:
+        # cuBLAS reads it once, before the first product on the GPU
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def build_network(cfg: DictConfig, data: ImageData) -> tuple[nn.Module, bool]:

@@ -21,7 +21,8 @@ OPTIONS = sorted(
     for path in CONF.glob("*/*.yaml")
     if path.parent.name not in ("experiment", "local")
 )
-GROUPS = {option.partition("=")[0] for option in OPTIONS}
+# packages of the config; the others change several of them at once
+GROUPS = {option.partition("=")[0] for option in OPTIONS} - {"debug", "hparams_search", "hydra"}
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 
 

@@ -31,9 +31,9 @@ WIDE = 108
 def final_table(run: RunFiles) -> pd.DataFrame:
     """One row per network, in the order of the results, with the columns of ``COLUMNS``.
 
-    Accuracies are percent on the test set, ``drop`` is points below the row named "base", memory
-    saving is percent of the base network's parameters. What was not measured, or not published,
-    is NaN.
+    Accuracies are percent on the test set (the validation set where a run leaves that alone),
+    ``drop`` is points below the row named "base", memory saving is percent of the base network's
+    parameters. What was not measured, or not published, is NaN.
     """
     base = run.row("base")
     rows = []
@@ -68,9 +68,9 @@ def caption(run: RunFiles) -> str:
             f"{key} {about[key]}" for key in ("model", "dataset", "pruning", "seed") if key in about
         )
         + ".",
-        f"Measured here: top-1 on the test set{counted} with its binomial standard error; drop in "
-        "points below the base network of this run; memory of the float32 weights and buffers, "
-        "1 MB = 10⁶ bytes; memory saving = 1 − parameters / base parameters.",
+        f"Measured here: top-1 on the {about.get('split', 'test')} set{counted} with its binomial "
+        "standard error; drop in points below the base network of this run; memory of the float32 "
+        "weights and buffers, 1 MB = 10⁶ bytes; memory saving = 1 − parameters / base parameters.",
     ]
     if any(row.get("published") for row in run.results["rows"]):
         parts.append(
