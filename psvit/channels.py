@@ -34,8 +34,8 @@ class ChannelGroup:
     consumers: tuple[str, ...] = ()
     # a cut must leave as many units in each of this many equal, consecutive parts
     heads: int = 1
-    # batch norms to zero when masking, where zeroing the consumers' input cannot do it: the
-    # query, which is read by the attention product and not by a module
+    # batch norms (folded: convolutions) to zero when masking, where zeroing the consumers' input
+    # cannot do it: the query, which is read by the attention product and not by a module
     silenced: tuple[str, ...] = ()
     # neurons whose spikes are the group, where a product reads them and no module: one a factor
     neurons: tuple[str, ...] = ()

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from psvit.inference import optimize_for_inference
+
 
 @dataclass
 class Tally:
@@ -74,10 +76,11 @@ def evaluate(
 
     With a ``reference`` network also the divergence from its outputs.
     """
-    model.eval().to(device)
+    network = optimize_for_inference(model.eval().to(device))
+    expecting = None if reference is None else optimize_for_inference(reference.eval().to(device))
     tally = Tally()
     for images, labels in batches:
         images = images.to(device)
-        expected = None if reference is None else reference.eval().to(device)(images)
-        tally.add(model(images), labels.to(device), expected)
+        expected = None if expecting is None else expecting(images)
+        tally.add(network(images), labels.to(device), expected)
     return tally

@@ -1,8 +1,10 @@
 """Blocks shared by the networks; each declares its channels beside its forward.
 
 ``channel_groups()`` are the channels inside a block, ``residual_ports()`` where it meets the
-residual stream. Blocks take and give ``[T, B, C, H, W]`` (T time steps, B batch, C channels,
-H x W pixels). Widths come from modules and tensors, so a pruned block runs the same code.
+residual stream, ``batch_norms`` the convolutions whose output only a BN reads: (convolution, BN)
+pairs, each one convolution in inference. Blocks take and give ``[T, B, C, H, W]`` (T time steps,
+B batch, C channels, H x W pixels). Widths come from modules and tensors, so a pruned block runs
+the same code.
 
 Two kinds of shortcut: most networks add membrane currents, so that a neuron stands before every
 layer; Spikformer and QKFormer add spikes, so that a neuron stands behind every layer
@@ -23,6 +25,8 @@ MakeNeuron = Callable[[], nn.Module]
 
 class Downsample(nn.Module):
     """(Neuron,) strided convolution, BN: enters a stage. The stem has no neuron: it sees pixels."""
+
+    batch_norms = (("conv", "bn"),)
 
     def __init__(
         self,
@@ -52,6 +56,8 @@ class PatchConv(nn.Module):
         pool_after: stride of the maximum over its currents.
     """
 
+    batch_norms = (("conv", "bn"),)
+
     def __init__(
         self,
         in_channels: int,
@@ -80,6 +86,8 @@ class SepConv(nn.Module):
     Args:
         spiking_depthwise: BN and a neuron behind the depthwise convolution (E-SpikeFormer).
     """
+
+    batch_norms = (("conv1", "bn1"), ("depthwise", "depthwise_bn"), ("conv2", "bn2"))
 
     def __init__(
         self,
@@ -127,6 +135,8 @@ class SepConv(nn.Module):
 
 class MLP(nn.Module):
     """Two spiking convolutions: 1x1 in transformer blocks, 3x3 in convolution blocks."""
+
+    batch_norms = (("conv1", "bn1"), ("conv2", "bn2"))
 
     def __init__(
         self,

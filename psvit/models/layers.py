@@ -42,6 +42,8 @@ def max_pool(stride: int) -> nn.Module:
 class ConvBN(nn.Module):
     """1x1 convolution and BN: the query, key, value or projection of an attention."""
 
+    batch_norms = (("conv", "bn"),)
+
     def __init__(self, in_channels: int, out_channels: int, bias: bool = False):
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, 1, bias=bias)
@@ -57,9 +59,11 @@ class ConvBN(nn.Module):
 class RepConv(nn.Module):
     """Re-parameterisable 3x3 convolution and BN: pointwise, BN, depthwise 3x3, pointwise, BN, BN.
 
-    No neuron stands inside, so that at inference it can become one 3x3 convolution. The depthwise
-    convolution's border is what BN makes of a zero pixel, not zero; it follows its channel.
+    The depthwise convolution's border is what BN makes of a zero pixel, not zero; it follows its
+    channel. No neuron stands inside, so for inference the chain is three convolutions.
     """
+
+    batch_norms = (("conv1", "bn1"), ("conv2", "bn2"), ("conv2", "bn3"))
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
@@ -71,7 +75,9 @@ class RepConv(nn.Module):
         self.bn3 = nn.BatchNorm2d(out_channels)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        x = self._pad(self.bn1(self.conv1(x_BCHW)))
+        x = self.bn1(self.conv1(x_BCHW))
+        if isinstance(self.bn1, nn.BatchNorm2d):
+            x = self._pad(x)
         return self.bn3(self.bn2(self.conv2(self.depthwise(x))))
 
     def _pad(self, x_BCHW: Tensor) -> Tensor:
@@ -81,6 +87,18 @@ class RepConv(nn.Module):
         padded = F.pad(x_BCHW, (1, 1, 1, 1))
         inside = F.pad(x_BCHW.new_ones(1, 1, *x_BCHW.shape[2:]), (1, 1, 1, 1))
         return padded + border * (1.0 - inside)
+
+    def border_to_bias_(self) -> None:
+        """With BN folded into ``conv1``: pad with zeros, exactly, as the border moves into a bias.
+
+        What BN adds everywhere and what stands at the border are one constant a channel; the
+        depthwise convolution makes of it another, which becomes its bias.
+        """
+        constant, self.conv1.bias = self.conv1.bias, None
+        kernel_sums = self.depthwise.weight.double().sum((1, 2, 3))
+        bias = (constant.double() * kernel_sums).to(constant.dtype)
+        self.depthwise.bias = nn.Parameter(bias, requires_grad=False)
+        self.depthwise.padding = (1, 1)
 
     def residual_ports(self) -> Ports:
         return Ports(reads=("conv1",), writes=("conv2", "bn2", "bn3"))

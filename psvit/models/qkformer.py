@@ -139,6 +139,8 @@ class PatchEmbedding(nn.Module):
         neuron: before both paths.
     """
 
+    batch_norms = (("conv1", "bn1"), ("conv2", "bn2"), ("shortcut", "shortcut_bn"))
+
     def __init__(
         self, in_channels: int, out_channels: int, stride: int, neuron: MakeNeuron = nn.Identity
     ):

@@ -91,6 +91,8 @@ class SpikeDrivenTransformer(SpikingTransformer):
 class PositionEmbedding(nn.Module):
     """x + 3x3 convolution of its spikes: where a token is, from what its neighbours do."""
 
+    batch_norms = (("conv", "bn"),)
+
     def __init__(self, channels: int):
         super().__init__()
         self.neuron = LIF()

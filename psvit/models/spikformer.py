@@ -102,6 +102,8 @@ class Spikformer(SpikingTransformer):
 class SpikingPositionEmbedding(nn.Module):
     """Spike and pool, then x + spike(3x3 convolution): the last step of the patch splitting."""
 
+    batch_norms = (("conv", "bn"),)
+
     def __init__(self, channels: int, pool: int):
         super().__init__()
         self.neuron = LIF()

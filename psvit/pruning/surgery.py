@@ -60,7 +60,8 @@ def pruned_parameters(model: nn.Module, plan: Plan) -> int:
 def masked(model: nn.Module, plan: Plan) -> Iterator[nn.Module]:
     """Let ``model`` answer as the pruned network would, and restore every bit afterwards.
 
-    What the groups' consumers read is zeroed; a query is silenced at its last batch norm.
+    What the groups' consumers read is zeroed; a query is silenced at its last batch norm, or
+    where that is folded at the convolution.
 
     Raises:
         UserError: the plan does not fit the network's channel groups.
@@ -76,9 +77,8 @@ def masked(model: nn.Module, plan: Plan) -> Iterator[nn.Module]:
                 for path in group.masked_modules if removed else ():
                     module = model.get_submodule(path)
                     axis = OUTPUT if group.silenced else INPUT
-                    for tensor in (
-                        (module.weight, module.bias) if group.silenced else (module.weight,)
-                    ):
+                    silenced = group.silenced and module.parameters(recurse=False)
+                    for tensor in silenced or (module.weight,):
                         saved.append((tensor, tensor.detach().clone()))
                         zeroed = expand_units(removed, group.size, tensor.shape[axis])
                         tensor.index_fill_(axis, torch.tensor(zeroed, device=tensor.device), 0.0)
@@ -104,6 +104,8 @@ def plan_cuts(model: nn.Module, plan: Plan) -> Cuts:
             continue
         for paths, axis in ((group.producers, OUTPUT), (group.consumers, INPUT)):
             for path in paths:
+                if isinstance(model.get_submodule(path), nn.Identity):
+                    continue  # a folded batch norm
                 length = model.get_submodule(path).weight.shape[axis]
                 indices = expand_units(kept, group.size, length)
                 if (path, axis) in cuts:
