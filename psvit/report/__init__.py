@@ -5,13 +5,14 @@ from pathlib import Path
 from psvit.report.diagnostics import write_diagnostics
 from psvit.report.figures import write_figures
 from psvit.report.files import read_run
+from psvit.report.page import write_page
 from psvit.report.table import final_table, markdown
 from psvit.report.why import write_why
 
 
 def write_report(folder: str | Path) -> None:
-    """Write ``table.md``, ``table.csv``, ``figures/`` and, where there is a plan, ``plan.md`` and
-    ``diagnostics.md`` into a run folder, from its files alone.
+    """Write ``report.html``, ``table.md``, ``table.csv``, ``figures/`` and, where there is a plan,
+    ``plan.md`` and ``diagnostics.md`` into a run folder, from its files alone.
 
     Raises:
         UserError: the folder is not that of a run, or a file in it cannot be read.
@@ -22,3 +23,5 @@ def write_report(folder: str | Path) -> None:
     write_figures(run)
     write_diagnostics(run)
     write_why(run)
+    # last: it shows the others
+    write_page(run)

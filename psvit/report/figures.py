@@ -6,6 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from psvit.report import sensitivity, style
+from psvit.report.architecture import architecture
 from psvit.report.files import RunFiles, standard_error
 
 
@@ -22,8 +23,20 @@ def accuracy_memory(run: RunFiles) -> Figure | None:
 
 
 def _uniform_curve(axis: Axes, run: RunFiles) -> None:
-    rows = run.uniform
+    rows, alone = run.uniform, run.sensitivity
     saving, top1 = 100 * rows["memory_saving"], rows["top1"]
+    if alone is not None:
+        alone = alone[alone["removed"] > 0]
+        axis.plot(
+            100 * alone["memory_saving"],
+            alone["top1"],
+            ".",
+            color=style.COLOURS["stream"],
+            ms=3,
+            mew=0,
+            zorder=1,
+            label="one channel group alone",
+        )
     axis.errorbar(
         saving,
         top1,
@@ -129,6 +142,7 @@ FIGURES = {
     "sensitivity_map": sensitivity.drop_map,
     "accuracy_memory": accuracy_memory,
     "plan": plan_ratios,
+    "architecture": architecture,
 }
 
 

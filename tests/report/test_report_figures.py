@@ -11,6 +11,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from psvit.report import sensitivity, style, write_report
+from psvit.report.architecture import architecture
 from psvit.report.figures import FIGURES, accuracy_memory, plan_ratios
 from psvit.report.files import read_run
 
@@ -110,7 +111,7 @@ def test_validation_and_test_accuracies_never_share_a_panel(run):
 
 
 @pytest.mark.parametrize(
-    "draw", [sensitivity.curves, sensitivity.drop_map, plan_ratios, accuracy_memory]
+    "draw", [sensitivity.curves, sensitivity.drop_map, plan_ratios, accuracy_memory, architecture]
 )
 def test_no_text_overlaps_or_leaves_the_page(draw, sized, monkeypatch):
     seen = {}
@@ -150,8 +151,8 @@ def test_files_are_pictures_and_the_same_when_made_again(tmp_path):
     ("absent", "left"),
     [
         ("plan.yaml", {"accuracy_memory", "sensitivity_curves", "sensitivity_map"}),
-        ("sensitivity.csv", {"accuracy_memory", "plan"}),
-        ("uniform.csv", {"plan", "sensitivity_curves", "sensitivity_map"}),
+        ("sensitivity.csv", {"accuracy_memory", "architecture", "plan"}),
+        ("uniform.csv", {"architecture", "plan", "sensitivity_curves", "sensitivity_map"}),
     ],
 )
 def test_an_absent_file_leaves_its_figure_out(tmp_path, absent, left):

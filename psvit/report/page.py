@@ -1,0 +1,161 @@
+"""``report.html``: all that a run left in its folder, on one page that needs nothing else."""
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import yaml
+from markupsafe import Markup
+
+from psvit.files import write_text
+from psvit.report import table
+from psvit.report.files import RunFiles
+from psvit.report.html import from_markdown, render
+
+PAGE = "report.html"
+ABSENT = "–"
+HEADINGS = {
+    "asked": "What was asked",
+    "table": "The networks",
+    "memory": "Accuracy against memory",
+    "sensitivity": "Sensitivity",
+    "plan": "The plan",
+    "operations": "Operations and energy",
+    "firing": "Firing after the cut",
+    "classes": "Which classes paid",
+    "again": "How to make it again",
+}
+# sections that a run may lack, and the files they show
+SHOWN = {
+    "memory": "figures/accuracy_memory.svg",
+    "sensitivity": "figures/sensitivity_map.svg",
+    "plan": "figures/plan.svg",
+    "operations": "figures/operations.svg",
+    "firing": "diagnostics.md",
+    "classes": "figures/classes.svg",
+}
+# of the machine and the code, where environment.json tells them
+ORIGIN = {
+    "commit": "commit",
+    "modified": "changed since that commit",
+    "psvit": "psvit",
+    "torch": "torch",
+    "spikingjelly": "spikingjelly",
+    "python": "Python",
+    "platform": "system",
+    "cpu": "processor",
+    "cores": "cores",
+    "date": "date (UTC)",
+}
+
+
+def write_page(run: RunFiles) -> None:
+    """Write ``report.html`` from the run's files, the tables and figures of its report included."""
+    write_text(run.folder / PAGE, page(run))
+
+
+def page(run: RunFiles) -> str:
+    """The page; sections of what was not run are left out."""
+    about = run.results.get("run", {})
+    environment = _environment(run.folder)
+    sections = {
+        key: heading
+        for key, heading in HEADINGS.items()
+        if key not in SHOWN or (run.folder / SHOWN[key]).is_file()
+    }
+    subtitle = [about.get(key) for key in ("model", "dataset", "pruning")]
+    return render(
+        "run.html",
+        title=about.get("name") or run.folder.name,
+        subtitle=" · ".join(filter(None, [*subtitle, f"seed {about.get('seed', ABSENT)}"])),
+        tiles=_tiles(run),
+        sections=sections,
+        asked=asked(run),
+        table=from_markdown(table.markdown(run)),
+        figures={path.stem: path for path in (run.folder / "figures").glob("*.svg")},
+        why=_markdown_file(run.folder / "plan.md"),
+        diagnostics=_markdown_file(run.folder / "diagnostics.md"),
+        again=again(run.folder, environment),
+        origin=[(said, environment[key]) for key, said in ORIGIN.items() if key in environment],
+        packages="\n".join(f"{k}=={v}" for k, v in environment.get("packages", {}).items()),
+        seconds=[(stage, f"{took:.1f} s") for stage, took in run.results["seconds"].items()]
+        if run.results.get("seconds")
+        else [],
+        config=yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True),
+    )
+
+
+def asked(run: RunFiles) -> list[tuple[str, str]]:
+    """What the run was to do, as its config says: pairs of a name and a value."""
+    config, about = run.config, run.results.get("run", {})
+    pruning, finetune = config.get("pruning") or {}, config.get("finetune") or {}
+    target = run.results.get("target_memory_saving")
+    found = {
+        "network": about.get("model"),
+        "dataset": about.get("dataset"),
+        "policy": about.get("pruning"),
+        "target memory saving": None if target is None else f"{100 * target:g} %",
+        "largest accuracy drop": _said(pruning.get("max_accuracy_drop"), "{} points"),
+        "budget": _said(pruning.get("budget")),
+        "importance": pruning.get("importance"),
+        "kinds of groups": _said(pruning.get("kinds")),
+        "protected": _said(pruning.get("protect") or None),
+        "recovery": pruning.get("recovery"),
+        "rounds": _said(pruning.get("rounds")),
+        "base network": config.get("ckpt_path")
+        or _said((config.get("trainer") or {}).get("max_epochs"), "trained for {} epochs"),
+        "fine-tuning": _said(finetune.get("epochs"), "{} epochs"),
+        "seed": _said(about.get("seed")),
+        "tags": _said(config.get("tags") or None),
+    }
+    return [(name, value) for name, value in found.items() if value]
+
+
+def again(folder: Path, environment: dict[str, Any]) -> str:
+    """The commands that repeat the run."""
+    lines = []
+    if environment.get("commit"):
+        lines.append(f"git checkout {environment['commit']}")
+    overrides = folder / ".hydra" / "overrides.yaml"
+    if overrides.is_file():
+        said = [str(override) for override in yaml.safe_load(overrides.read_text()) or []]
+        lines.append(shlex.join(["python", "run.py", *said]))
+    lines += [
+        "# this page, from the files of the run's folder",
+        shlex.join(["python", "-m", "psvit.report", str(folder)]),
+    ]
+    return "\n".join(lines)
+
+
+def _tiles(run: RunFiles) -> list[tuple[str, str]]:
+    """The figures that a reader looks for first."""
+    base, last = run.row("base"), run.results["rows"][-1]
+    tiles = [(f"{last['top1']:.2f} %", f"test top-1, {last['name']}")]
+    if base is not None and last is not base:
+        drop = f"{base['top1'] - last['top1']:.2f}".replace("-", "−")
+        tiles += [
+            (f"{drop} points", f"below the base network ({base['top1']:.2f} %)"),
+            (f"{100 * last['memory_saving']:.1f} %", "memory saved"),
+        ]
+    return [*tiles, (f"{last['parameters']:,}", "parameters")]
+
+
+def _said(value: Any, layout: str = "{}") -> str | None:
+    """A config value for a reader; None where it is not set."""
+    if isinstance(value, list):
+        value = ", ".join(map(str, value))
+    return None if value is None else layout.format(value)
+
+
+def _markdown_file(path: Path) -> Markup | None:
+    return from_markdown(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _environment(folder: Path) -> dict[str, Any]:
+    """What made the run: ``environment.json``, or else what a saved network says of itself."""
+    if (folder / "environment.json").is_file():
+        return json.loads((folder / "environment.json").read_text())
+    for description in sorted(folder.glob("*/model.yaml")):
+        return (yaml.load(description.read_text(), yaml.CSafeLoader) or {}).get("provenance") or {}
+    return {}

@@ -1,0 +1,128 @@
+import base64
+import json
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+import report_runs
+import yaml
+
+from psvit.report.html import from_markdown
+from psvit.report.page import PAGE, again, asked, page
+from psvit.report.table import final_table
+
+VOID = {"meta", "img", "br", "hr"}
+
+
+class Reader(HTMLParser):
+    """What a browser would find; every tag must be closed in its turn."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.found, self.words = [], [], [], []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.found += [(tag, *pair) for pair in attributes]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+    def values(self, tag, name):
+        return [
+            value for where, attribute, value in self.found if (where, attribute) == (tag, name)
+        ]
+
+
+@pytest.fixture(scope="module")
+def read(folder):
+    return Reader((folder / PAGE).read_text())
+
+
+def test_the_page_needs_no_other_file_and_no_script(read):
+    addresses = read.values("img", "src") + read.values("a", "href")
+    assert all(address.startswith(("data:image/svg+xml;base64,", "#")) for address in addresses)
+    assert not {"script", "link", "iframe", "object"} & set(read.tags)
+
+
+def test_every_figure_of_the_run_is_inside(read, folder):
+    inside = [base64.b64decode(address.partition(",")[2]) for address in read.values("img", "src")]
+    figures = {path.read_bytes() for path in (folder / "figures").glob("*.svg")}
+    assert len(inside) == len(figures) == 5
+    assert set(inside) == figures
+    assert all(read.values("img", "alt"))
+
+
+def test_links_lead_to_sections_of_the_page(read):
+    sections = read.values("section", "id")
+    assert [address[1:] for address in read.values("a", "href")] == sections
+    assert sections == ["asked", "table", "memory", "sensitivity", "plan", "again"]
+
+
+def test_the_page_tells_the_table_and_the_whole_config(read, run):
+    for row in final_table(run).itertuples():
+        assert f"{row.network} {row.top1:.2f} {row.top1_stderr:.2f}" in read.text
+    assert "target memory saving 22.4 %" in read.text
+    assert "0.50 points" in read.text and "11,696,849" in read.text
+    assert " ".join(yaml.safe_dump(run.config, sort_keys=False).split()) in read.text
+
+
+def test_a_run_without_pruning_has_a_page_without_its_sections(tmp_path, run):
+    short = replace(
+        run, folder=tmp_path, results=report_runs.results(("base",)), plan=None, sensitivity=None
+    )
+    assert Reader(page(short)).values("section", "id") == ["asked", "table", "again"]
+
+
+def test_what_a_user_wrote_is_shown_and_not_run(tmp_path, run):
+    results = report_runs.results(("base",))
+    results["run"]["name"] = "<script>alert(1)</script>"
+    results["rows"][0]["name"] = "<b>base"
+    read = Reader(page(replace(run, folder=tmp_path, results=results)))
+    assert "script" not in read.tags and "b" in read.tags
+    assert "<script>alert(1)</script>" in read.text and "<b>base" in read.text
+
+
+def test_how_to_make_it_again_quotes_for_a_shell(tmp_path):
+    (tmp_path / ".hydra").mkdir()
+    said = ["pruning=fine_grained", 'pruning.protect=["stage1*"]']
+    (tmp_path / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(said))
+    lines = again(tmp_path, {"commit": "abc"}).splitlines()
+    assert lines[0] == "git checkout abc"
+    assert lines[1] == "python run.py pruning=fine_grained 'pruning.protect=[\"stage1*\"]'"
+
+
+def test_versions_come_from_the_run_not_from_today(tmp_path, run):
+    told = {"torch": "2.0.0+made.up", "packages": {"torch": "2.0.0"}, "commit": "0f0f"}
+    (tmp_path / "environment.json").write_text(json.dumps(told))
+    text = Reader(page(replace(run, folder=tmp_path))).text
+    assert "torch 2.0.0+made.up" in text and "torch==2.0.0" in text and "commit 0f0f" in text
+
+
+def test_only_what_was_set_was_asked(run):
+    config = {"pruning": {"max_accuracy_drop": 1.5, "protect": []}, "finetune": {"epochs": 0}}
+    found = dict(asked(replace(run, config=config)))
+    assert found["largest accuracy drop"] == "1.5 points" and found["fine-tuning"] == "0 epochs"
+    assert "protected" not in found and "tags" not in found
+
+
+def test_markdown_loses_its_heading_and_pictures_and_keeps_its_tables():
+    html = from_markdown(
+        "# Why\n\n![x](y.png)\n\n## Part\n\n| a | b |\n| --- | ---: |\n| 1 | <i> |\n"
+    )
+    read = Reader(html)
+    assert "Why" not in html and "img" not in read.tags and "i" not in read.tags
+    assert read.text == "Part a b 1 <i>" and read.tags.count("td") == 2
