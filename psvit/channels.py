@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 
 from psvit.errors import UserError
+from psvit.files import write_text
 
 KINDS = ("hidden", "query_key", "value", "head", "stream")
 
@@ -133,7 +134,7 @@ class Plan(Mapping[str, tuple[int, ...]]):
         lines = [f"policy: {policy}", "groups:" if self._kept else "groups: {}"]
         for name, kept in self.items():
             lines.append(f"  {name}: {{size: {groups[name].size}, kept: {list(kept)}}}")
-        Path(path).write_text("\n".join(lines) + "\n")
+        write_text(path, "\n".join(lines) + "\n")
 
     @staticmethod
     def load(path: Path) -> "Plan":

@@ -14,7 +14,7 @@ from torch import nn
 
 from psvit.channels import Plan
 from psvit.data import ImageData
-from psvit.files import write_json
+from psvit.files import write_csv, write_json
 from psvit.measure.accuracy import evaluate
 from psvit.measure.footprint import memory_mb, memory_saving, parameters
 from psvit.provenance import code_state
@@ -116,7 +116,7 @@ class Record:
             if tables:
                 rounds = range(1, len(tables) + 1)
                 table = pd.concat(tables, keys=rounds, names=["round"]).reset_index(level="round")
-                table.to_csv(self.folder / name, index=False)
+                write_csv(self.folder / name, table)
         target = self.cfg.pruning.target_memory_saving
         reached = memory_saving(pruned_parameters(network, plan), parameters(network))
         if len(self._decisions) == self.cfg.pruning.rounds and target and reached < target:

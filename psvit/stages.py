@@ -2,11 +2,8 @@
 
 import copy
 import logging
-import shutil
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, is_dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
@@ -17,19 +14,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from psvit.cache import StageCache, code_version, data_fingerprint, tensors_fingerprint
 from psvit.channels import Plan
 from psvit.data import ImageData
-from psvit.files import write_whole
+from psvit.files import copy_whole, write_csv, write_whole
 from psvit.measure.accuracy import Tally, evaluate
 from psvit.measure.firing import diagnose
-from psvit.measure.footprint import memory_mb, memory_saving, parameters
-from psvit.pruning import allocation, masked, prune
+from psvit.pruning import masked, prune
 from psvit.pruning.allocation import Decision
 from psvit.pruning.ranking import Ranking
 from psvit.pruning.recovery import recover
 from psvit.pruning.sensitivity import measure_sensitivity
+from psvit.pruning.uniform_curve import measure_uniform
 from psvit.record import Record
+from psvit.reuse import TRAINED_BY, Reuse
 from psvit.setup import rank_channels
 from psvit.training.callbacks import PruneBeforeFit
 from psvit.training.fit import fit
@@ -39,13 +36,6 @@ from psvit.training.recipe import Recipe
 _log = logging.getLogger(__name__)
 
 WEIGHTS = "weights.safetensors"
-# the code that a stage's result depends on
-TRAINED_BY = tuple(
-    f"psvit.{part}" for part in ("models", "neurons", "channels", "data", "training", "setup")
-)
-MEASURED_BY = (*TRAINED_BY, "psvit.pruning", "psvit.measure")
-# of the trainer: what changes how much is told, or how long
-NOT_IN_KEY = ("max_epochs", "log_every_n_steps", "enable_model_summary")
 PROGRESS = (
     TextColumn("{task.description}"),
     BarColumn(),
@@ -73,8 +63,7 @@ class Stages:
         on_gpu = cfg.trainer.accelerator in ("gpu", "cuda")
         self.device = torch.device("cuda" if on_gpu else "cpu")
         self.record = Record(cfg, data, folder, self.device)
-        root = None if cfg.paths.cache_dir is None else Path(cfg.paths.cache_dir)
-        self._cache = StageCache(root, scratch=folder)
+        self._reuse = Reuse(cfg, data, folder)
         # the network that everything is compared with, once it is trained
         self.base: nn.Module | None = None
         self._tables = 0
@@ -89,7 +78,7 @@ class Stages:
             write_whole(folder / WEIGHTS, lambda path: save_file(weights, path))
 
         with self.record.timed("training"):
-            entry = self._cached("base", TRAINED_BY, make, model=network.spec, recipe=recipe)
+            entry = self._reuse.shared("base", TRAINED_BY, make, model=network.spec, recipe=recipe)
             network.load_state_dict(load_file(entry / WEIGHTS))
         return network
 
@@ -150,32 +139,18 @@ class Stages:
         """Step 1: the whole network pruned at each ratio of the grid -> ``uniform.csv``."""
 
         def make(folder: Path) -> None:
-            rows = []
-            for ratio in [0.0, *self.cfg.pruning.ratios]:
-                pruned = prune(network, allocation.uniform(ranking, ratio))
-                tally = evaluate(pruned, self.data.val_dataloader(), self.device)
-                count = parameters(pruned)
-                rows.append(
-                    {
-                        "ratio": ratio,
-                        "parameters": count,
-                        "memory_mb": memory_mb(pruned),
-                        "memory_saving": memory_saving(count, parameters(network)),
-                        "images": tally.images,
-                        "top1": tally.top1,
-                        "loss": tally.loss,
-                    }
-                )
-                pd.DataFrame(rows).to_csv(folder / "uniform.csv", index=False)
-                _log.info(
-                    "uniform %.2f: %.2f %% of parameters saved, validation top-1 %.2f %%",
-                    ratio,
-                    100 * rows[-1]["memory_saving"],
-                    tally.top1,
-                )
+            measure_uniform(
+                network,
+                self.data.val_dataloader(),
+                list(self.cfg.pruning.ratios),
+                ranking,
+                folder / "uniform.csv",
+                self.device,
+            )
 
         with self.record.timed("uniform curve"):
-            self._measured("uniform", "uniform.csv", network, ranking, make)
+            entry = self._reuse.measured("uniform", network, self.base, ranking, make)
+            copy_whole(entry / "uniform.csv", self.folder / "uniform.csv")
         base = pd.read_csv(self.folder / "uniform.csv").iloc[0]
         self.record.results["validation"] = {
             "top1": float(base.top1),
@@ -207,57 +182,12 @@ class Stages:
                 )
 
         with self.record.timed("sensitivity"):
-            self._measured("sensitivity", name, network, ranking, make)
+            entry = self._reuse.measured("sensitivity", network, self.base, ranking, make)
+            copy_whole(entry / "sensitivity.csv", self.folder / name)
         return pd.read_csv(self.folder / name)
 
     def _sensitivity_batches(self) -> Iterable[tuple[Tensor, Tensor]]:
         return self.data.val_dataloader(self.cfg.pruning.sensitivity.images)
-
-    def _measured(
-        self,
-        stage: str,
-        name: str,
-        network: nn.Module,
-        ranking: Ranking,
-        make: Callable[[Path], None],
-    ) -> None:
-        """The table ``<stage>.csv`` of a network, measured or from the cache -> the file ``name``.
-
-        Jobs share what the cache holds; the run's folder has its own copy.
-        """
-        entry = self._cached(
-            stage,
-            MEASURED_BY,
-            make,
-            network=tensors_fingerprint(network.state_dict()),
-            model=network.spec,
-            base=tensors_fingerprint(self.base.state_dict()),
-            scores=tensors_fingerprint(ranking.scores),
-            removable={group: ranking.removable(group) for group in ranking.groups},
-            ratios=list(self.cfg.pruning.ratios),
-            images=self.cfg.pruning.sensitivity.images,
-        )
-        shutil.copy(entry / f"{stage}.csv", self.folder / name)
-
-    def _cached(
-        self, stage: str, code: Sequence[str], make: Callable[[Path], None], **key: Any
-    ) -> Path:
-        cfg = self.cfg
-        return self._cache.get(
-            stage,
-            {
-                **{name: asdict(x) if is_dataclass(x) else x for name, x in key.items()},
-                "seed": cfg.seed,
-                "threads": cfg.threads,
-                "channels_last": cfg.channels_last,
-                "trainer": {
-                    name: value for name, value in cfg.trainer.items() if name not in NOT_IN_KEY
-                },
-                "data": data_fingerprint(self.data),
-                "code": code_version(*code, *filter(None, [cfg.model.get("module")])),
-            },
-            make,
-        )
 
     def compare_prediction(self, decision: Decision, pruned: nn.Module, mended: nn.Module) -> None:
         """Note whether the plan cost what its policy predicted, and what recovery left of it."""
@@ -282,7 +212,7 @@ class Stages:
             images = min(DIAGNOSED_IMAGES, len(self.data.val))
             batches = list(self.data.val_dataloader(images))
             table = diagnose(self.base, network, batches, self.device)
-            table.to_csv(self.folder / "diagnostics.csv", index=False)
+            write_csv(self.folder / "diagnostics.csv", table)
 
     def _fit(
         self,

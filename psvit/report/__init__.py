@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from psvit.files import write_csv, write_text
 from psvit.report.diagnostics import write_diagnostics
 from psvit.report.figures import write_figures
 from psvit.report.files import read_run
@@ -18,8 +19,8 @@ def write_report(folder: str | Path) -> None:
         UserError: the folder is not that of a run, or a file in it cannot be read.
     """
     run = read_run(folder)
-    (run.folder / "table.md").write_text(markdown(run), encoding="utf-8")
-    final_table(run).to_csv(run.folder / "table.csv", index=False)
+    write_text(run.folder / "table.md", markdown(run))
+    write_csv(run.folder / "table.csv", final_table(run))
     write_figures(run)
     write_diagnostics(run)
     write_why(run)

@@ -9,6 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from psvit.files import write_whole
+
 # Okabe and Ito's palette: told apart by colour-blind readers and in print.
 COLOURS = {
     "hidden": "#0072B2",
@@ -63,10 +65,11 @@ def styled() -> matplotlib.RcParams:
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Write ``name.png`` (150 dpi) and ``name.svg`` and return their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.png", folder / f"{name}.svg"]
-    figure.savefig(paths[0], metadata={"Software": None})
-    figure.savefig(paths[1], metadata={"Date": None, "Creator": None})
+    write_whole(paths[0], lambda path: figure.savefig(path, metadata={"Software": None}))
+    write_whole(
+        paths[1], lambda path: figure.savefig(path, metadata={"Date": None, "Creator": None})
+    )
     return paths
 
 

@@ -1,0 +1,94 @@
+"""Costly stages: what they depend on, and where their results are kept for those who need them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from torch import nn
+
+from psvit.cache import StageCache, code_version, data_fingerprint, tensors_fingerprint
+from psvit.data import ImageData
+from psvit.pruning.ranking import Ranking
+
+# the code that a stage's result depends on
+TRAINED_BY = tuple(
+    f"psvit.{part}" for part in ("models", "neurons", "channels", "data", "training", "setup")
+)
+MEASURED_BY = (*TRAINED_BY, "psvit.pruning", "psvit.measure")
+# of the trainer: what changes how much is told, or how long
+NOT_IN_KEY = ("max_epochs", "log_every_n_steps", "enable_model_summary")
+
+
+class Reuse:
+    """The results of costly stages, by all that they depend on.
+
+    Args:
+        cfg: the composed config.
+        data: the images.
+        folder: the run's.
+    """
+
+    def __init__(self, cfg: DictConfig, data: ImageData, folder: Path):
+        self.cfg, self.data = cfg, data
+        root = None if cfg.paths.cache_dir is None else Path(cfg.paths.cache_dir)
+        self._cache = StageCache(root, scratch=folder)
+
+    def shared(
+        self, stage: str, code: Sequence[str], make: Callable[[Path], None], **key: Any
+    ) -> Path:
+        """The folder with what ``make`` writes: this run's, or that of one that needed the same.
+
+        Args:
+            stage: the kind of result.
+            code: modules and packages that make it.
+            make: writes the result into a folder.
+            key: what the result depends on beside them, the data, the seed and the trainer.
+        """
+        cfg = self.cfg
+        return self._cache.get(
+            stage,
+            {
+                **{name: asdict(x) if is_dataclass(x) else x for name, x in key.items()},
+                "seed": cfg.seed,
+                "threads": cfg.threads,
+                "channels_last": cfg.channels_last,
+                "trainer": {
+                    name: value for name, value in cfg.trainer.items() if name not in NOT_IN_KEY
+                },
+                "data": data_fingerprint(self.data),
+                "code": code_version(*code, *filter(None, [cfg.model.get("module")])),
+            },
+            make,
+        )
+
+    def measured(
+        self,
+        stage: str,
+        network: nn.Module,
+        base: nn.Module,
+        ranking: Ranking,
+        make: Callable[[Path], None],
+    ) -> Path:
+        """The folder with what ``make`` measures of a network's channel groups.
+
+        Args:
+            stage: the kind of result.
+            network: whose groups are pruned.
+            base: the network that it is compared with.
+            ranking: the groups.
+            make: writes the result into a folder.
+        """
+        return self.shared(
+            stage,
+            MEASURED_BY,
+            make,
+            network=tensors_fingerprint(network.state_dict()),
+            model=network.spec,
+            base=tensors_fingerprint(base.state_dict()),
+            scores=tensors_fingerprint(ranking.scores),
+            removable={group: ranking.removable(group) for group in ranking.groups},
+            ratios=list(self.cfg.pruning.ratios),
+            images=self.cfg.pruning.sensitivity.images,
+        )
