@@ -7,7 +7,9 @@ from matplotlib.figure import Figure
 
 from psvit.report import sensitivity, style
 from psvit.report.architecture import architecture
+from psvit.report.classes import classes
 from psvit.report.files import RunFiles, standard_error
+from psvit.report.operations import operations
 
 
 def accuracy_memory(run: RunFiles) -> Figure | None:
@@ -143,6 +145,8 @@ FIGURES = {
     "accuracy_memory": accuracy_memory,
     "plan": plan_ratios,
     "architecture": architecture,
+    "operations": operations,
+    "classes": classes,
 }
 
 

@@ -47,6 +47,8 @@ DIAGNOSTICS_COLUMNS = [
     "channels_base",
     "channels",
 ]
+OPERATIONS_COLUMNS = ["network", "layer", "input", "macs", "sops", "energy_mj"]
+CLASSES_COLUMNS = ["network", "class", "images", "top1_base", "top1", "change", "change_stderr"]
 ROW_KEYS = ["name", "top1", "parameters", "memory_mb", "memory_saving"]
 # A plan may hold a hundred thousand indices: the C parser reads them ten times faster.
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -71,6 +73,10 @@ class RunFiles:
     policy: str | None
     # one row per neuron layer, before and after the cut; see psvit.measure.firing.diagnose
     diagnostics: pd.DataFrame | None
+    # one row per network and layer; see psvit.measure.operations
+    operations: pd.DataFrame | None = None
+    # one row per network and class; see psvit.measure.classes
+    classes: pd.DataFrame | None = None
 
     @property
     def base_validation(self) -> tuple[float, int] | None:
@@ -120,6 +126,8 @@ def read_run(folder: str | Path) -> RunFiles:
         plan=_plan_frame(folder, plan.get("groups") or {}, sensitivity),
         policy=plan.get("policy"),
         diagnostics=read_table(folder / "diagnostics.csv", DIAGNOSTICS_COLUMNS),
+        operations=read_table(folder / "operations.csv", OPERATIONS_COLUMNS),
+        classes=read_table(folder / "classes.csv", CLASSES_COLUMNS),
     )
 
 
@@ -151,7 +159,7 @@ def read_table(path: Path, columns: list[str]) -> pd.DataFrame | None:
     Raises:
         UserError: the file cannot be read, or lacks a column.
     """
-    frame = _read(path, lambda file: pd.read_csv(file, dtype={"group": str}))
+    frame = _read(path, lambda file: pd.read_csv(file, dtype={"group": str, "class": str}))
     if frame is None:
         return None
     missing = [column for column in columns if column not in frame]

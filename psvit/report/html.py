@@ -1,6 +1,7 @@
 """Pages of HTML that need no other file: templates, Markdown, and pictures held inside the page."""
 
 import base64
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,15 @@ def picture(path: Path) -> str:
     return f"data:image/svg+xml;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
+def width(path: Path) -> int:
+    """How wide an SVG file of matplotlib was drawn, in CSS pixels."""
+    with path.open() as file:
+        points = next(
+            re.findall(r'<svg .*width="([\d.]+)pt"', line) for line in file if "<svg " in line
+        )
+    return round(float(points[0]) * 4 / 3)
+
+
 @cache
 def _environment() -> Environment:
     environment = Environment(
@@ -55,5 +65,5 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["picture"] = picture
+    environment.filters |= {"picture": picture, "width": width}
     return environment

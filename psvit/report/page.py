@@ -153,9 +153,7 @@ def _markdown_file(path: Path) -> Markup | None:
 
 
 def _environment(folder: Path) -> dict[str, Any]:
-    """What made the run: ``environment.json``, or else what a saved network says of itself."""
+    """What the run was made with: ``environment.json``."""
     if (folder / "environment.json").is_file():
         return json.loads((folder / "environment.json").read_text())
-    for description in sorted(folder.glob("*/model.yaml")):
-        return (yaml.load(description.read_text(), yaml.CSafeLoader) or {}).get("provenance") or {}
     return {}
