@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from psvit.files import write_text, write_whole
 from psvit.report.comparison import comparison_table, read_runs
 from psvit.report.comparison_text import markdown, print_headline
+from psvit.report.multirun_page import write_multirun_page
 from psvit.report.pareto import write_pareto
 
 _log = logging.getLogger(__name__)
@@ -19,8 +20,8 @@ _log = logging.getLogger(__name__)
 def write_comparison(folders: Iterable[str | Path], out: str | Path) -> None:
     """Compare runs, and print the headline.
 
-    Writes ``comparison.md``, ``comparison.csv`` (means over seeds), ``runs.csv`` (a row for each
-    network) and ``figures/pareto.png`` and ``.svg`` into ``out``.
+    Writes ``report.html``, ``comparison.md``, ``comparison.csv`` (means over seeds), ``runs.csv``
+    (a row for each network) and ``figures/pareto.png`` and ``.svg`` into ``out``.
 
     Args:
         folders: run folders, or folders that hold some.
@@ -36,6 +37,7 @@ def write_comparison(folders: Iterable[str | Path], out: str | Path) -> None:
     write_whole(out / "comparison.csv", lambda path: table.to_csv(path, index=False))
     write_text(out / "comparison.md", markdown(table, long))
     write_pareto(table, out / "figures")
+    write_multirun_page(table, long, out)
     print_headline(table, long)
 
 

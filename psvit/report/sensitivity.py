@@ -89,6 +89,13 @@ def drop_map(run: RunFiles) -> Figure | None:
     return figure
 
 
+def looks_of_groups(rows: pd.DataFrame) -> dict[str, dict[str, object]]:
+    """The look of every group's line, as ``curves`` draws it."""
+    looks = _looks(rows)
+    kinds = dict(zip(rows["group"], rows["kind"], strict=True))
+    return {group: looks[_look(group, kind)] for group, kind in kinds.items()}
+
+
 def _look(group: str, kind: str) -> tuple[str, str]:
     """What a line's look stands for: its kind, and what the group is within its block."""
     return kind, style.split_name(group)[1]

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from psvit.report.__main__ import main
 
-FILES = {"comparison.md", "comparison.csv", "runs.csv", "figures"}
+FILES = {"comparison.md", "comparison.csv", "runs.csv", "figures", "report.html"}
 CALLBACK = "+hydra.callbacks.comparison._target_=psvit.report.multirun.Comparison"
 
 

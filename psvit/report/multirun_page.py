@@ -1,0 +1,74 @@
+"""``report.html`` of many runs: their comparison, their sensitivities, and what failed."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+
+from psvit.files import write_text
+from psvit.report import comparison_text, style
+from psvit.report.comparison import DONE
+from psvit.report.files import SENSITIVITY_COLUMNS, read_table
+from psvit.report.html import from_markdown, render
+from psvit.report.page import PAGE
+from psvit.report.spread import spread
+
+SPREAD = "sensitivity_spread"
+
+
+def write_multirun_page(table: pd.DataFrame, long: pd.DataFrame, out: Path) -> None:
+    """Write ``report.html``, and ``figures/sensitivity_spread`` (PNG and SVG) where the runs have
+    sensitivities, into the folder of a comparison whose other files are written.
+
+    Args:
+        table: of ``comparison_table``.
+        long: of ``read_runs``.
+        out: the comparison's folder.
+    """
+    with style.styled():
+        figure = spread(sensitivities(long["folder"].unique()))
+        if figure is not None:
+            style.save(figure, out / "figures", SPREAD)
+    write_text(out / PAGE, page(table, long, out))
+
+
+def page(table: pd.DataFrame, long: pd.DataFrame, out: Path) -> str:
+    """The page; links lead to the jobs' own pages, beside it in the folder."""
+    figures = {path.stem: path for path in sorted((out / "figures").glob("*.svg"))}
+    jobs = long.drop_duplicates("folder")
+    done = jobs[jobs["status"] == DONE]
+    return render(
+        "multirun.html",
+        title=f"{len(jobs)} runs",
+        bases=comparison_text.base_networks(long).splitlines(),
+        comparison=from_markdown(comparison_text.markdown(table, long)),
+        figures=figures,
+        fronts=[name for name in figures if name.startswith("pareto")],
+        spread=SPREAD,
+        missing=[(row.status, row.job) for row in table[table["status"] != DONE].itertuples()],
+        jobs=[
+            (_address(Path(folder) / PAGE, out), title)
+            for folder, title in zip(done["folder"], done["job"], strict=True)
+        ],
+    )
+
+
+def sensitivities(folders: Iterable[str]) -> pd.DataFrame | None:
+    """The sensitivities of all runs that measured one, with a column ``run``; None without any."""
+    found = {}
+    for folder in folders:
+        table = read_table(Path(folder) / "sensitivity.csv", SENSITIVITY_COLUMNS)
+        base = read_table(Path(folder) / "uniform.csv", ["ratio", "top1"])
+        if table is not None and base is not None and (base["ratio"] == 0).any():
+            top1 = base.loc[base["ratio"] == 0, "top1"].iloc[0]
+            table = table.drop_duplicates(["group", "ratio"], keep="last")
+            found[folder] = table.assign(drop=top1 - table["top1"])
+    if not found:
+        return None
+    return pd.concat(found, names=["run"]).reset_index(level="run").reset_index(drop=True)
+
+
+def _address(path: Path, out: Path) -> str | None:
+    """Where a job's page is, seen from the comparison's; None where there is none."""
+    return Path(os.path.relpath(path, out.resolve())).as_posix() if path.is_file() else None
