@@ -113,6 +113,15 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "pruning.min_keep": (_number(0, 1e9), "channels, or a share below 1"),
     "pruning.protect": (_names, "a list of channel group patterns"),
     "pruning.name": _one_of(POLICIES),
+    "measure.images": (_whole(1), "a whole number of at least 1"),
+    "measure.batch_sizes": (
+        lambda x: isinstance(x, list) and len(x) > 0 and all(map(_whole(1), x)),
+        "a list of whole numbers of at least 1",
+    ),
+    "measure.repeats": (_whole(0), "a whole number of at least 0"),
+    "measure.warmup": (_whole(0), "a whole number of at least 0"),
+    "measure.mac_pj": (_number(0.0, 1e6), "picojoules of at least 0"),
+    "measure.ac_pj": (_number(0.0, 1e6), "picojoules of at least 0"),
     "ckpt_path": (
         lambda x: x is None or (isinstance(x, str) and x != ""),
         "a folder, a file, or null",

@@ -65,6 +65,7 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     try:
         stages = Stages(cfg, data, folder, loggers)
         _run(stages, network, trained)
+        stages.record.time_networks()
         write_report(folder)
         print_table(read_run(folder))
         live = wandb_run(loggers)

@@ -15,8 +15,8 @@ from torch import nn
 from psvit.channels import Plan
 from psvit.data import ImageData
 from psvit.files import write_csv, write_json
-from psvit.measure.accuracy import evaluate
-from psvit.measure.footprint import memory_mb, memory_saving, parameters
+from psvit.measure.footprint import memory_saving, parameters
+from psvit.measured import Measured
 from psvit.provenance import code_state
 from psvit.pruning import checkpoint, pruned_parameters
 from psvit.pruning.allocation import Decision
@@ -63,6 +63,7 @@ class Record:
             "seconds": {},
             "rows": [],
         }
+        self.measured = Measured(cfg, data, folder, device)
         self._decisions: list[Decision] = []
         # the commit of the code that a long run started with, whatever becomes of it meanwhile
         code_state()
@@ -78,22 +79,23 @@ class Record:
             policy: that made the network's plan.
             stage: ``base``, ``pruned``, ``recovered`` or ``finetuned``.
         """
-        measured_on = self.data.test_dataloader if self.cfg.test else self.data.val_dataloader
-        tally = evaluate(network, measured_on(), self.device)
-        rows = self.results["rows"]
-        base = rows[0]["parameters"] if rows else parameters(network)
-        rows.append(
+        with self.timed("measures"):
+            found = self.measured.add(name, network)
+        self.results["rows"].append(
             {
                 "name": name,
                 "policy": policy,
                 "stage": stage,
-                **tally.as_dict(),
-                "parameters": parameters(network),
-                "memory_mb": memory_mb(network),
-                "memory_saving": memory_saving(parameters(network), base),
+                **found,
                 "published": PUBLISHED.get(name) if self._as_published(name) else None,
             }
         )
+        self.write()
+
+    def time_networks(self) -> None:
+        """Time the networks of all rows, in turn."""
+        with self.timed("timing"):
+            self.results["timing"] = self.measured.time()
         self.write()
 
     def _as_published(self, name: str) -> bool:

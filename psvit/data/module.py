@@ -183,13 +183,11 @@ class ImageData(LightningDataModule):
 
     def val_dataloader(self, images: int | None = None) -> DataLoader:
         """In a fixed order; ``images`` of them, chosen at random and always the same ones."""
-        chosen = self.val
-        if images is not None and images < len(chosen):
-            chosen = Subset(chosen, self._fixed_choice(len(chosen), images))
-        return self._loader(chosen, self.cfg.eval_batch_size)
+        return self._loader(self._chosen(self.val, images), self.cfg.eval_batch_size)
 
-    def test_dataloader(self) -> DataLoader:
-        return self._loader(self.test, self.cfg.eval_batch_size)
+    def test_dataloader(self, images: int | None = None) -> DataLoader:
+        """In a fixed order; ``images`` of them as in ``val_dataloader``."""
+        return self._loader(self._chosen(self.test, images), self.cfg.eval_batch_size)
 
     def calibration_dataloader(self, images: int) -> DataLoader:
         """A fixed random choice of ``images`` training images, without augmentation.
@@ -202,6 +200,11 @@ class ImageData(LightningDataModule):
             raise UserError("calibration images", images, f"between 1 and {total} training images")
         subset = Subset(self._plain_train, self._fixed_choice(total, images))
         return self._loader(subset, self.cfg.eval_batch_size)
+
+    def _chosen(self, part: ImageDataset, images: int | None) -> Dataset:
+        if images is None or images >= len(part):
+            return part
+        return Subset(part, self._fixed_choice(len(part), images))
 
     def _fixed_choice(self, total: int, images: int) -> list[int]:
         generator = torch.Generator().manual_seed(self.cfg.split_seed)

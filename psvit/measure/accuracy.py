@@ -2,13 +2,16 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from psvit.inference import optimize_for_inference
+
+# with five classes or fewer, one of the five is always right
+TOP = 5
 
 
 @dataclass
@@ -19,14 +22,24 @@ class Tally:
     correct: int = 0
     loss_sum: float = 0.0
     kl_sum: float = 0.0
+    # images whose class is among the five likeliest; None where there are no more classes
+    correct5: int | None = None
+    # where answers are kept: of each batch the classes ``[B]`` that were chosen, and the labels
+    answers: list[tuple[Tensor, Tensor]] | None = field(default=None, compare=False, repr=False)
 
     def add(self, logits: Tensor, labels: Tensor, expected: Tensor | None = None) -> "Tally":
         """Count a batch: logits ``[B, classes]``, labels ``[B]``.
 
         ``expected``: logits of a reference network, from whose outputs the divergence is taken.
         """
+        chosen = logits.argmax(1)
         self.images += len(labels)
-        self.correct += int((logits.argmax(1) == labels).sum())
+        self.correct += int((chosen == labels).sum())
+        if logits.shape[1] > TOP:
+            likeliest = logits.topk(TOP, dim=1).indices
+            self.correct5 = (self.correct5 or 0) + int((likeliest == labels[:, None]).sum())
+        if self.answers is not None:
+            self.answers.append((chosen.cpu(), labels.cpu()))
         # summed in float64, so that the batch size changes no digit that is shown
         self.loss_sum += float(F.cross_entropy(logits.double(), labels, reduction="sum"))
         if expected is not None:
@@ -42,8 +55,17 @@ class Tally:
     @property
     def top1_stderr(self) -> float:
         """Standard error of ``top1`` in points (binomial)."""
-        share = self.correct / self.images
-        return 100.0 * math.sqrt(share * (1.0 - share) / self.images)
+        return standard_error(self.correct, self.images)
+
+    @property
+    def top5(self) -> float | None:
+        """Share in percent whose class is among the five likeliest; None for five classes."""
+        return None if self.correct5 is None else 100.0 * self.correct5 / self.images
+
+    @property
+    def top5_stderr(self) -> float | None:
+        """Standard error of ``top5`` in points (binomial)."""
+        return None if self.correct5 is None else standard_error(self.correct5, self.images)
 
     @property
     def loss(self) -> float:
@@ -55,14 +77,22 @@ class Tally:
         """Mean Kullback-Leibler divergence from the reference's outputs in nats."""
         return self.kl_sum / self.images
 
-    def as_dict(self) -> dict[str, float]:
-        """``top1`` and ``top1_stderr`` in percent, ``loss`` in nats, ``images``."""
+    def as_dict(self) -> dict[str, float | None]:
+        """Accuracies and their standard errors in percent, ``loss`` in nats, ``images``."""
         return {
             "top1": self.top1,
             "top1_stderr": self.top1_stderr,
+            "top5": self.top5,
+            "top5_stderr": self.top5_stderr,
             "loss": self.loss,
             "images": self.images,
         }
+
+
+def standard_error(hits: int, images: int) -> float:
+    """Binomial standard error, in points, of ``hits`` out of ``images``."""
+    share = hits / images
+    return 100.0 * math.sqrt(share * (1.0 - share) / images)
 
 
 @torch.inference_mode()
@@ -74,11 +104,11 @@ def evaluate(
 ) -> Tally:
     """Accuracy and loss of ``model``, in evaluation mode, over batches of (images, labels).
 
-    With a ``reference`` network also the divergence from its outputs.
+    With a ``reference`` network also the divergence from its outputs. The answers are kept.
     """
     network = optimize_for_inference(model.eval().to(device))
     expecting = None if reference is None else optimize_for_inference(reference.eval().to(device))
-    tally = Tally()
+    tally = Tally(answers=[])
     for images, labels in batches:
         images = images.to(device)
         expected = None if expecting is None else expecting(images)

@@ -3,8 +3,8 @@
 Tensors are ``[T, B, C, H, W]`` (T time steps, B batch, C channels, H x W pixels).
 """
 
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 
 import pandas as pd
 import torch
@@ -25,22 +25,70 @@ NAN = float("nan")
 Batches = Iterable[tuple[Tensor, Tensor]]
 
 
-@torch.inference_mode()
-def measure_firing(network: nn.Module, batches: Batches, device: torch.device) -> pd.DataFrame:
-    """Firing of every neuron layer, in evaluation mode, over batches of (images, labels).
+class Firing:
+    """What the neurons of a network emitted since they are watched; see ``watch_firing``."""
 
-    Returns:
-        A row a neuron layer, in the order they first run: ``layer`` (module path), ``channels``,
-        ``rate`` (mean output a channel, step, position and image, as a share of the most that the
-        neuron can emit: 1 spike, or an integer neuron's D), ``silent`` (share of the channels that
-        never fired on these images), ``saturated`` (share with a rate of at least ``SATURATED``).
+    def __init__(self) -> None:
+        # layer -> summed output of each channel, as shares of the most; outputs a channel
+        self._sums: dict[str, tuple[Tensor, int]] = {}
 
-    Raises:
-        ValueError: there is no batch.
-    """
-    network.eval().to(device)
-    # layer -> summed output of each channel, outputs a channel
-    sums: dict[str, tuple[Tensor, int]] = {}
+    def add(self, layer: str, fired: Tensor, outputs: int) -> None:
+        if layer in self._sums:
+            fired, outputs = fired + self._sums[layer][0], outputs + self._sums[layer][1]
+        self._sums[layer] = fired, outputs
+
+    def rates(self) -> dict[str, Tensor]:
+        """Layer (module path) -> rate of each channel, in the order the layers first ran.
+
+        A rate is the mean output a step, position and image, as a share of the most that the neuron
+        can emit: 1 spike, or an integer neuron's D.
+        """
+        return {layer: fired.cpu() / outputs for layer, (fired, outputs) in self._sums.items()}
+
+    def table(self) -> pd.DataFrame:
+        """A row a neuron layer: ``layer``, ``channels``, ``rate`` (mean over the channels),
+        ``silent`` (share of the channels that never fired), ``saturated`` (share with a rate of
+        at least ``SATURATED``)."""
+        rows = [
+            {
+                "layer": layer,
+                "channels": len(rates),
+                "rate": float(rates.mean()),
+                "silent": float((rates == 0).double().mean()),
+                "saturated": float((rates >= SATURATED).double().mean()),
+            }
+            for layer, rates in self.rates().items()
+        ]
+        return pd.DataFrame(rows)
+
+    def channels(self) -> pd.DataFrame:
+        """A row a channel of a neuron layer: ``layer``, ``channel``, ``rate``."""
+        return pd.DataFrame(
+            [
+                {"layer": layer, "channel": channel, "rate": rate}
+                for layer, rates in self.rates().items()
+                for channel, rate in enumerate(rates.tolist())
+            ]
+        )
+
+    def summary(self) -> dict[str, float]:
+        """Of the whole network: ``firing_rate``, the mean over all neurons (a layer counts by its
+        channels and positions); ``silent_channels`` and ``saturated_channels``, shares."""
+        rates = torch.cat(list(self.rates().values()))
+        neurons = torch.cat(
+            [torch.full((len(fired),), float(n)) for fired, n in self._sums.values()]
+        )
+        return {
+            "firing_rate": float((rates * neurons).sum() / neurons.sum()),
+            "silent_channels": float((rates == 0).double().mean()),
+            "saturated_channels": float((rates >= SATURATED).double().mean()),
+        }
+
+
+@contextmanager
+def watch_firing(network: nn.Module) -> Iterator[Firing]:
+    """Count what every neuron layer emits while ``network`` runs inside."""
+    firing = Firing()
 
     def count(path: str) -> Callable:
         view, most = _view(network, path), _most(network.get_submodule(path))
@@ -48,34 +96,34 @@ def measure_firing(network: nn.Module, batches: Batches, device: torch.device) -
         def hook(_module, _inputs, output: Tensor) -> None:
             spikes = view(output)
             fired = spikes.sum((0, 1, 3), dtype=torch.float64) / most
-            outputs = spikes.numel() // len(fired)
-            if path in sums:
-                fired, outputs = fired + sums[path][0], outputs + sums[path][1]
-            sums[path] = fired, outputs
+            firing.add(path, fired, spikes.numel() // len(fired))
 
         return hook
 
     with ExitStack() as hooks:
         for path, neuron in _neurons(network).items():
             hooks.enter_context(neuron.register_forward_hook(count(path)))
+        yield firing
+
+
+@torch.inference_mode()
+def measure_firing(network: nn.Module, batches: Batches, device: torch.device) -> pd.DataFrame:
+    """Firing of every neuron layer, in evaluation mode, over batches of (images, labels).
+
+    Returns:
+        ``Firing.table``'s columns, in the order that the layers first run.
+
+    Raises:
+        ValueError: there is no batch.
+    """
+    network.eval().to(device)
+    with watch_firing(network) as firing:
         for images, _ in batches:
             network(images.to(device))
     reset_state(network)
-    if not sums:
+    if not firing.rates():
         raise ValueError("no batch to measure firing on")
-    rows = []
-    for path, (fired, outputs) in sums.items():
-        rates = fired.cpu() / outputs
-        rows.append(
-            {
-                "layer": path,
-                "channels": len(rates),
-                "rate": float(rates.mean()),
-                "silent": float((rates == 0).double().mean()),
-                "saturated": float((rates >= SATURATED).double().mean()),
-            }
-        )
-    return pd.DataFrame(rows)
+    return firing.table()
 
 
 def diagnose(

@@ -5,20 +5,27 @@ every time step; what precedes the first neuron is computed once. Element-wise w
 
 Synaptic operations (SOPs) are a layer's MACs times the mean number of spikes of its input, that is
 firing rate x T x FLOPs, with T counted once: in the MACs. A layer whose input is not spikes (the
-pixels, the output of a layer without a neuron) has MACs and no SOPs.
+pixels, the output of a layer without a neuron) has MACs and no SOPs. A layer that reads whole
+numbers of spikes (integer neurons, a residual stream of summed spikes) needs an accumulate for
+each of them, or a MAC for each input: both are told.
 """
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 import pandas as pd
 import torch
+from spikingjelly.activation_based.neuron import BaseNode
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from torch.utils.module_tracker import ModuleTracker
 
-from psvit.neurons import IntegerLIF
+# Horowitz, ISSCC 2014: 45 nm, 32-bit floating point; what the papers of this field use
+MAC_PJ = 4.6
+AC_PJ = 0.9
+COLUMNS = ["layer", "input", "steps", "macs", "real_macs", "rate", "active", "sops"]
 
 aten = torch.ops.aten
 # the operands that may hold spikes: a convolution's or linear layer's input, both of a product
@@ -29,6 +36,8 @@ _OPERANDS: dict[object, tuple[int, ...]] = {
     aten.bmm: (0, 1),
     aten.baddbmm: (1, 2),
 }
+# images run together: as many as a network of published size has memory for
+_BATCH = 32
 
 
 def count_macs(network: nn.Module) -> int:
@@ -44,66 +53,140 @@ def count_macs(network: nn.Module) -> int:
 
 
 def count_operations(network: nn.Module, images: Tensor) -> pd.DataFrame:
-    """Operations of every layer, a row each in the order they first run.
+    """Operations of every layer, a row each in the order they first run, for one image.
 
     Args:
         network: runs in evaluation mode.
         images: ``[B, C, H, W]`` or ``[B, T, C, H, W]``; firing rates are those on them.
 
     Returns:
-        Columns ``layer`` (module path), ``macs`` (dense, one image, all time steps), ``rate`` (mean
-        spikes of an input element a step; NaN where the input is not spikes), ``sops``.
+        Columns ``layer`` (module path), ``input`` (``real``; ``spikes``; or ``integer``, where an
+        element is more than one spike), ``steps`` (time steps that the layer computes: 1 where
+        all steps of an image are the same, T elsewhere), ``macs`` (dense, all steps together),
+        ``real_macs`` (of them those whose input is not spikes), ``rate`` (mean spikes of an input
+        element a step), ``active`` (share of the input elements that are not 0; both NaN where
+        the input is not spikes), ``sops`` (all steps together).
     """
-    levels = max(
-        (neuron.norm for neuron in network.modules() if isinstance(neuron, IntegerLIF)), default=1.0
-    )
-    counter = _Counter(levels)
+    counter = _Counter()
+    first, steps = _time(network, images)
     with ExitStack() as stack:
         tracker = stack.enter_context(ModuleTracker())
         counter.where = lambda: _innermost(tracker.parents, type(network).__name__)
+        if first is not None:
+            counter.sees_pixels = lambda layer: f"{layer}.".startswith(f"{first}.")
+        for neuron in network.modules():
+            if isinstance(neuron, BaseNode):
+                stack.enter_context(neuron.register_forward_hook(counter.follow))
         stack.enter_context(counter)
-        _evaluate(network, lambda: network(images))
+        for batch in images.split(_BATCH):
+            _evaluate(network, lambda batch=batch: network(batch))
+    nan = float("nan")
     rows = []
-    for layer, products in counter.layers.items():
-        macs = sum(macs for macs, _ in products)
-        sops = sum(macs * rate for macs, rate in products if rate is not None)
-        spiking = sum(macs for macs, rate in products if rate is not None)
+    for layer, work in counter.layers.items():
+        spiking = work.macs - work.real_macs
         rows.append(
             {
                 "layer": layer,
-                "macs": macs / len(images),
-                "rate": sops / spiking if spiking else float("nan"),
-                "sops": sops / len(images),
+                "input": "integer" if work.integer else "spikes" if spiking else "real",
+                "steps": 1 if counter.sees_pixels(layer) else steps,
+                "macs": work.macs / len(images),
+                "real_macs": work.real_macs / len(images),
+                "rate": work.sops / spiking if spiking else nan,
+                "active": work.active / spiking if spiking else nan,
+                "sops": work.sops / len(images),
             }
         )
-    return pd.DataFrame(rows, columns=["layer", "macs", "rate", "sops"])
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def add_energy(table: pd.DataFrame, mac_pj: float = MAC_PJ, ac_pj: float = AC_PJ) -> pd.DataFrame:
+    """``count_operations``'s table with the energy of each layer, in mJ an image.
+
+    Args:
+        table: of a network.
+        mac_pj: picojoules of a multiply-accumulate.
+        ac_pj: picojoules of an accumulate.
+
+    Returns:
+        With ``energy_mj``, MACs on what is not spikes and an accumulate for every spike; and
+        ``energy_integer_macs_mj``, the same but for layers that read integers: all their MACs.
+    """
+    # 1 mJ is 10⁹ pJ
+    repeated = (mac_pj * table["real_macs"] + ac_pj * table["sops"]) / 1e9
+    dense = mac_pj * table["macs"] / 1e9
+    return table.assign(
+        energy_mj=repeated,
+        energy_integer_macs_mj=repeated.where(table["input"] != "integer", dense),
+    )
+
+
+@dataclass
+class _Work:
+    """Sums over the products of a layer: MACs, those of no spikes, spikes and non-zeros."""
+
+    macs: float = 0.0
+    real_macs: float = 0.0
+    sops: float = 0.0
+    active: float = 0.0
+    integer: bool = False
+
+
+@dataclass
+class _Spikes:
+    """Of an operand: mean number, share of elements with any, and whether one has several."""
+
+    rate: float
+    active: float
+    integer: bool
 
 
 class _Counter(TorchDispatchMode):
-    def __init__(self, levels: float):
+    def __init__(self):
         super().__init__()
-        self.levels = levels
-        # layer -> (MACs, mean spikes of the operand, or None where it holds no spikes)
-        self.layers: dict[str, list[tuple[int, float | None]]] = {}
+        # what a spike is worth in the output of the neuron that ran last: 1, or 1 / norm
+        self.norm = 1.0
+        self.layers: dict[str, _Work] = {}
         self.where: Callable[[], str] = str
+        self.sees_pixels: Callable[[str], bool] = lambda layer: False
+
+    def follow(self, neuron: BaseNode, _inputs, _output) -> None:
+        self.norm = getattr(neuron, "norm", 1.0)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         packet = func._overloadpacket
         if packet in _OPERANDS and packet in flop_registry:
             macs = flop_registry[packet](*args, **(kwargs or {}), out_val=out) // 2
-            rates = [self._spikes(args[index]) for index in _OPERANDS[packet]]
-            # an accumulate for each spike of the sparser operand
-            rate = min((rate for rate in rates if rate is not None), default=None)
-            self.layers.setdefault(self.where(), []).append((macs, rate))
+            layer = self.where()
+            operands = [] if self.sees_pixels(layer) else _OPERANDS[packet]
+            found = [self._spikes(args[index]) for index in operands]
+            # an accumulate for each spike of the sparser operand; where one is a sum of spikes, of
+            # the other
+            spikes = min(filter(None, found), key=lambda x: (x.integer, x.rate), default=None)
+            work = self.layers.setdefault(layer, _Work())
+            work.macs += macs
+            if spikes is None:
+                work.real_macs += macs
+            else:
+                work.sops += macs * spikes.rate
+                work.active += macs * spikes.active
+                work.integer |= spikes.integer
         return out
 
-    def _spikes(self, x: Tensor) -> float | None:
-        """Mean number of spikes, or None where the elements are not whole numbers of them."""
-        counts = x * self.levels
+    def _spikes(self, x: Tensor) -> _Spikes | None:
+        """None where the elements are not whole numbers of spikes."""
+        counts = x * self.norm
         if counts.min() < 0 or not torch.equal(counts, counts.round()):
             return None
-        return float(counts.mean())
+        active = float(counts.count_nonzero()) / counts.numel()
+        return _Spikes(float(counts.mean(dtype=torch.float64)), active, bool(counts.max() > 1))
+
+
+def _time(network: nn.Module, images: Tensor) -> tuple[str | None, int]:
+    """The segment that sees a still image once, or None; the time steps of the others."""
+    if images.dim() == 5:
+        return None, images.shape[1]
+    return next(iter(network.segments())), network.time_steps
 
 
 def _innermost(parents: set[str], root: str) -> str:

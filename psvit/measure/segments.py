@@ -6,13 +6,13 @@ block is measured in that block alone: the noise of the others does not enter.
 """
 
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from psvit.measure.latency import seconds_of
 from psvit.neurons import reset_state
 
 REPEATS = 7
@@ -68,16 +68,4 @@ def macs(run: Callable[[], object]) -> float:
 
 def seconds(run: Callable[[], object]) -> float:
     """Median time of a call, of ``REPEATS``."""
-    took = []
-    for _ in range(REPEATS):
-        _wait()
-        start = time.perf_counter()
-        run()
-        _wait()
-        took.append(time.perf_counter() - start)
-    return statistics.median(took)
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    return statistics.median(seconds_of(run) for _ in range(REPEATS))

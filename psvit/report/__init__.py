@@ -7,12 +7,12 @@ from psvit.report.diagnostics import write_diagnostics
 from psvit.report.figures import write_figures
 from psvit.report.files import read_run
 from psvit.report.page import write_page
-from psvit.report.table import final_table, markdown
+from psvit.report.table import final_table, latex, markdown
 from psvit.report.why import write_why
 
 
 def write_report(folder: str | Path) -> None:
-    """Write ``report.html``, ``table.md``, ``table.csv``, ``figures/`` and, where there is a plan,
+    """Write ``report.html``, ``table.md``, ``.csv``, ``.tex``, ``figures/`` and, with a plan,
     ``plan.md`` and ``diagnostics.md`` into a run folder, from its files alone.
 
     Raises:
@@ -20,6 +20,7 @@ def write_report(folder: str | Path) -> None:
     """
     run = read_run(folder)
     write_text(run.folder / "table.md", markdown(run))
+    write_text(run.folder / "table.tex", latex(run))
     write_csv(run.folder / "table.csv", final_table(run))
     write_figures(run)
     write_diagnostics(run)

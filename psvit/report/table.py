@@ -1,65 +1,113 @@
 """The final table of a run: as data, Markdown, CSV, and in the terminal."""
 
 import math
-from typing import Any
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from psvit.measure.operations import AC_PJ, MAC_PJ
 from psvit.report.files import RunFiles
 
-# column -> (heading, format). A measured and a published figure never share a column.
-COLUMNS = {
-    "network": ("network", "{}"),
-    "top1": ("top-1 %", "{:.2f}"),
-    "top1_stderr": ("± s.e.", "{:.2f}"),
-    "drop": ("drop (points)", "{:.2f}"),
-    "parameters": ("parameters", "{:,.0f}"),
-    "memory_mb": ("memory MB", "{:.3f}"),
-    "memory_saving_percent": ("memory saving %", "{:.1f}"),
-    "published_top1": ("published top-1 %", "{:.1f}"),
-    "published_drop": ("published drop (points)", "{:.1f}"),
-    "published_memory_saving_percent": ("published memory saving %", "{:.1f}"),
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table: what it is called, and how a figure in it is written."""
+
+    heading: str
+    layout: str = "{}"
+    # what a shown figure is counted in: 1e9 for operations, as the field counts them
+    unit: float = 1.0
+
+
+# Groups of columns that stand side by side; where the page is narrow, one below another. A measured
+# and a published figure never share a column, nor a group.
+GROUPS = {
+    "size": {
+        "top1": Column("top-1 %", "{:.2f}"),
+        "top1_stderr": Column("± s.e.", "{:.2f}"),
+        "drop": Column("drop (points)", "{:.2f}"),
+        "drop_stderr": Column("± s.e. of drop", "{:.2f}"),
+        "top5": Column("top-5 %", "{:.2f}"),
+        "agreement": Column("same answer %", "{:.1f}"),
+        "parameters": Column("parameters", "{:,.0f}"),
+        "memory_mb": Column("memory MB", "{:.3f}"),
+        "memory_saving_percent": Column("memory saving %", "{:.1f}"),
+    },
+    "work": {
+        "macs": Column("MACs G", "{:.3g}", 1e9),
+        "sops": Column("SOPs G", "{:.3g}", 1e9),
+        "energy_mj": Column("energy mJ", "{:.3g}"),
+        "energy_integer_macs_mj": Column("energy mJ, integers as MACs", "{:.3g}"),
+        "firing_rate_percent": Column("firing rate %", "{:.1f}"),
+        "silent_channels_percent": Column("silent channels %", "{:.1f}"),
+        "peak_activation_bytes": Column("activations MB", "{:.3g}", 1e6),
+        "latency_ms": Column("latency ms", "{:.2f}"),
+        "speedup": Column("speed-up", "{:.2f}"),
+        "throughput": Column("images/s", "{:,.0f}"),
+    },
+    "published": {
+        "published_top1": Column("published top-1 %", "{:.1f}"),
+        "published_drop": Column("published drop (points)", "{:.1f}"),
+        "published_memory_saving_percent": Column("published memory saving %", "{:.1f}"),
+    },
+}
+COLUMNS = {name: column for group in GROUPS.values() for name, column in group.items()}
+# what a terminal and LaTeX show of a row; the rest is in table.md and table.csv
+SHORT = (
+    *("top1", "top1_stderr", "drop", "parameters", "memory_mb", "memory_saving_percent"),
+    *("macs", "sops", "energy_mj", "firing_rate_percent", "latency_ms", "throughput"),
+)
+# a table's rows may hold these in other units
+_PERCENT = ("memory_saving", "firing_rate", "silent_channels")
+_LATEX = {
+    **{"±": r"$\pm$", "−": "$-$", "–": "--", "×": r"$\times$", "⁶": "$^6$"},
+    "·": r"$\cdot$",
 }
 ABSENT = "–"
-# columns of a terminal that hold the measured and the published figures side by side
+SILENT = "silent"
+# columns of a page that is no terminal
 WIDE = 108
 
 
 def final_table(run: RunFiles) -> pd.DataFrame:
-    """One row per network, in the order of the results, with the columns of ``COLUMNS``.
+    """One row per network, in the order of the results: ``network`` and the columns ``COLUMNS``.
 
     Accuracies are percent on the test set (the validation set where a run leaves that alone),
     ``drop`` is points below the row named "base", memory saving is percent of the base network's
-    parameters. What was not measured, or not published, is NaN.
+    parameters; ``docs/measures.md`` says what the others are. What was not measured, or not
+    published, is NaN.
     """
     base = run.row("base")
     rows = []
     for row in run.results["rows"]:
+        timing = run.results.get("timing", {}).get(row["name"], {})
         published = row.get("published") or {}
-        rows.append(
-            {
-                "network": row["name"],
-                "top1": row["top1"],
-                "top1_stderr": row.get("top1_stderr"),
-                "drop": None if base is None else base["top1"] - row["top1"],
-                "parameters": row["parameters"],
-                "memory_mb": row["memory_mb"],
-                "memory_saving_percent": _percent(row["memory_saving"]),
-                "published_top1": published.get("top1"),
-                "published_drop": published.get("drop"),
-                "published_memory_saving_percent": _percent(published.get("memory_saving")),
-            }
-        )
-    table = pd.DataFrame(rows, columns=list(COLUMNS))
-    numbers = [column for column in COLUMNS if column not in ("network", "parameters")]
-    return table.astype({column: float for column in numbers})
+        figures = {
+            **row,
+            **timing,
+            "drop": None if base is None else base["top1"] - row["top1"],
+            **{f"{name}_percent": _percent(row.get(name)) for name in _PERCENT},
+            "published_top1": published.get("top1"),
+            "published_drop": published.get("drop"),
+            "published_memory_saving_percent": _percent(published.get("memory_saving")),
+        }
+        rows.append({"network": row["name"], **{name: figures.get(name) for name in COLUMNS}})
+    table = pd.DataFrame(rows, columns=["network", *COLUMNS])
+    return table.astype({column: float for column in COLUMNS if column != "parameters"})
 
 
-def caption(run: RunFiles) -> str:
-    """The conventions that the table's figures follow, in one paragraph."""
+def caption(run: RunFiles, published: bool = True) -> str:
+    """The conventions that the table's figures follow, in one paragraph.
+
+    Args:
+        run: what is told of.
+        published: whether the published figures are in the table.
+    """
     about = run.results.get("run", {})
     images = {row.get("images") for row in run.results["rows"]} - {None}
     counted = f" ({', '.join(f'{n:,}' for n in sorted(images))} images)" if images else ""
@@ -72,7 +120,12 @@ def caption(run: RunFiles) -> str:
         "standard error; drop in points below the base network of this run; memory of the float32 "
         "weights and buffers, 1 MB = 10⁶ bytes; memory saving = 1 − parameters / base parameters.",
     ]
-    if any(row.get("published") for row in run.results["rows"]):
+    if _measured(run, ["macs"]):
+        parts.append(_work(run))
+    dead = [row["name"] for row in run.results["rows"] if row.get("silent")]
+    if dead:
+        parts.append(f"Silent, and so no saving: {', '.join(dead)}.")
+    if published and any(row.get("published") for row in run.results["rows"]):
         parts.append(
             "Published: PSViT (arXiv 2606.03257) on ImageNet-1K, quoted; not run here, and not "
             "comparable with another dataset or network."
@@ -80,62 +133,138 @@ def caption(run: RunFiles) -> str:
     return " ".join(part for part in parts if part != ".")
 
 
+def _work(run: RunFiles) -> str:
+    """How operations, energy and time were counted."""
+    options = run.config.get("measure", {})
+    mac_pj, ac_pj = options.get("mac_pj", MAC_PJ), options.get("ac_pj", AC_PJ)
+    text = (
+        "Operations of one image, over all time steps: MACs dense; SOPs = MACs × firing rate, on "
+        f"{options.get('images', 'some')} test images; energy {mac_pj:g} pJ a MAC where the input "
+        f"is not spikes, {ac_pj:g} pJ a SOP elsewhere."
+    )
+    timing = next(iter(run.results.get("timing", {}).values()), None)
+    if timing:
+        text += (
+            f" Latency: median, batch {timing['latency_batch_size']}, images/s at batch "
+            f"{timing['throughput_batch_size']}, {timing['threads']} thread(s), "
+            f"{timing['device']}; all networks in turn."
+        )
+    return text
+
+
 def markdown(run: RunFiles) -> str:
-    """The table and its caption as Markdown."""
-    heading, *rows = _cells(final_table(run))
-    rule = ["---"] + ["---:"] * (len(heading) - 1)
-    lines = ["| " + " | ".join(cells) + " |" for cells in (heading, rule, *rows)]
-    return "\n".join([*lines, "", caption(run), ""])
+    """The table, a part for each group of columns, and its caption as Markdown."""
+    lines = []
+    for names in GROUPS.values():
+        heading, *rows = _cells(run, _measured(run, names))
+        if len(heading) > 1:
+            rule = ["---"] + ["---:"] * (len(heading) - 1)
+            lines += ["| " + " | ".join(cells) + " |" for cells in (heading, rule, *rows)] + [""]
+    return "\n".join([*lines, caption(run), ""])
+
+
+def latex(run: RunFiles) -> str:
+    """What a paper shows of the measured figures: a table for LaTeX's package booktabs."""
+    heading, *rows = _cells(run, _measured(run, SHORT))
+    table = pd.DataFrame(rows, columns=heading)
+    text = table.to_latex(
+        index=False,
+        escape=True,
+        column_format="l" + "r" * (len(heading) - 1),
+        caption=re.sub("([_%&#$])", r"\\\1", caption(run, published=False)),
+        label="tab:psvit",
+        position="t",
+    )
+    for sign, command in _LATEX.items():
+        text = text.replace(sign, command)
+    return "% \\usepackage{booktabs}\n" + text
 
 
 def print_table(run: RunFiles, console: Console | None = None) -> None:
     """Draw the table in the terminal; plain aligned lines when the output is not a terminal.
 
-    In a narrow terminal the published figures come below the measured ones.
+    Groups of columns stand side by side where there is room, else one below another.
     """
     console = console or Console()
-    heading, *rows = _cells(final_table(run))
-    if not console.is_terminal:
-        console.file.write(_plain(heading, rows) + "\n" + caption(run) + "\n")
-        return
-    published = next(i for i, name in enumerate(heading) if name.startswith("published"))
-    parts = [[*range(len(heading))]]
-    if console.width < WIDE:
-        parts = [[*range(published)], [0, *range(published, len(heading))]]
-    for part in parts:
+    groups = [
+        _measured(run, [name for name in names if name in SHORT or group == "published"])
+        for group, names in GROUPS.items()
+    ]
+    width = console.width if console.is_terminal else WIDE
+    for names in _side_by_side(run, [group for group in groups if group], width):
+        heading, *rows = _cells(run, names)
+        if not console.is_terminal:
+            console.file.write(_plain(heading, rows) + "\n\n")
+            continue
         table = Table(box=SIMPLE_HEAD, header_style="bold", padding=(0, 1))
-        for index in part:
+        for index, (title, name) in enumerate(zip(heading, ["network", *names], strict=True)):
             table.add_column(
-                heading[index].replace(" ", "\n"),
+                title.replace(" ", "\n"),
                 justify="right" if index else "left",
                 vertical="top",
                 no_wrap=bool(index),
-                style="dim" if index >= published else None,
+                style="dim" if name.startswith("published") else None,
             )
         for cells in rows:
-            table.add_row(*(cells[index] for index in part))
+            table.add_row(*cells)
         console.print(table)
-    console.print(caption(run), style="dim", highlight=False)
+    if console.is_terminal:
+        console.print(caption(run), style="dim", highlight=False)
+    else:
+        console.file.write(caption(run) + "\n")
 
 
 def _percent(share: float | None) -> float | None:
     return None if share is None else round(100 * share, 10)
 
 
-def _cells(table: pd.DataFrame) -> list[list[str]]:
+def _measured(run: RunFiles, names: Iterable[str]) -> list[str]:
+    """Those of the columns that hold a figure."""
+    table = final_table(run)
+    return [name for name in names if table[name].notna().any()]
+
+
+def _side_by_side(run: RunFiles, groups: list[list[str]], width: int) -> list[list[str]]:
+    """Groups of columns, joined where they fit into so many columns of text."""
+    joined: list[list[str]] = []
+    for group in groups:
+        if joined and _width(run, [*joined[-1], *group]) <= width:
+            joined[-1] = [*joined[-1], *group]
+        else:
+            joined.append(group)
+    return joined
+
+
+def _width(run: RunFiles, names: list[str]) -> int:
+    """Columns of text that a terminal needs, with a word of a heading in each line."""
+    heading, *rows = _cells(run, names)
+    lines = [[max(title.split(), key=len) for title in heading], *rows]
+    # rich puts three spaces between columns, and two at either side
+    return 3 * len(heading) + sum(map(max, zip(*[map(len, line) for line in lines], strict=True)))
+
+
+def _cells(run: RunFiles, names: Iterable[str]) -> list[list[str]]:
     """The heading, then every row, as the text that a reader sees."""
-    lines = [[heading for heading, _ in COLUMNS.values()]]
-    for row in table.to_dict("records"):
-        lines.append([_cell(row[column], layout) for column, (_, layout) in COLUMNS.items()])
+    names = list(names)
+    lines = [["network", *(COLUMNS[name].heading for name in names)]]
+    silent = {row["name"] for row in run.results["rows"] if row.get("silent")}
+    for row in final_table(run).to_dict("records"):
+        dead = row["network"] in silent
+        lines.append([row["network"], *(_cell(row[name], COLUMNS[name]) for name in names)])
+        if dead:
+            # a network without spikes has saved nothing
+            spikes = ("sops", "energy_mj", "energy_integer_macs_mj")
+            lines[-1][1:] = [
+                SILENT if name in spikes else cell
+                for name, cell in zip(names, lines[-1][1:], strict=True)
+            ]
     return lines
 
 
-def _cell(value: Any, layout: str) -> str:
-    if isinstance(value, str):
-        return value
-    if value is None or math.isnan(value):
+def _cell(value: float, column: Column) -> str:
+    if math.isnan(value):
         return ABSENT
-    text = layout.format(value)
+    text = column.layout.format(value / column.unit)
     # a drop that rounds to nothing has no sign
     return text.lstrip("-") if float(text.replace(",", "")) == 0 else text.replace("-", "−")
 

@@ -26,6 +26,9 @@ def test_a_tally_by_hand():
     assert tally.as_dict() == {
         "top1": tally.top1,
         "top1_stderr": tally.top1_stderr,
+        # of three classes, the five likeliest say nothing
+        "top5": None,
+        "top5_stderr": None,
         "loss": tally.loss,
         "images": 4,
     }
@@ -42,6 +45,15 @@ def test_divergence_by_hand():
     assert Tally().add(LOGITS, LABELS, LOGITS).kl == 0.0
 
 
+def test_top5_by_hand():
+    # the right class comes first, fifth, sixth and last of seven
+    logits = torch.arange(7.0).flip(0).repeat(4, 1)
+    tally = Tally().add(logits[:2], torch.tensor([0, 4]))
+    tally.add(logits[2:], torch.tensor([5, 6]))
+    assert (tally.top1, tally.top5) == (25.0, 50.0)
+    assert tally.top5_stderr == pytest.approx(100 * math.sqrt(0.5 * 0.5 / 4))
+
+
 @pytest.mark.parametrize("sizes", [(1000,), (1, 999), (300, 300, 400), (1,) * 1000])
 def test_parts_add_up_to_the_whole(sizes):
     generator = torch.Generator().manual_seed(0)
@@ -51,6 +63,7 @@ def test_parts_add_up_to_the_whole(sizes):
     for x, y in zip(logits.split(sizes), labels.split(sizes), strict=True):
         parts.add(x, y)
     assert (parts.images, parts.correct) == (whole.images, whole.correct)
+    assert parts.correct5 == whole.correct5 > whole.correct
     assert parts.loss == pytest.approx(whole.loss, abs=1e-12)
     assert 0 < whole.correct < 1000
 
@@ -80,4 +93,8 @@ def test_evaluate_a_network(network, images, labels):
     assert (parts.images, parts.correct) == (whole.images, whole.correct)
     assert parts.loss == pytest.approx(whole.loss, abs=1e-9)
     with torch.no_grad():
-        assert whole.correct == int((network(images).argmax(1) == labels).sum())
+        chosen = network(images).argmax(1)
+    assert whole.correct == int((chosen == labels).sum())
+    for tally in (whole, parts):
+        kept = (torch.cat(part) for part in zip(*tally.answers, strict=True))
+        assert all(torch.equal(x, y) for x, y in zip(kept, (chosen, labels), strict=True))

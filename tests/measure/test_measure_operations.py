@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
+from spikingjelly.activation_based.op_counter import DispatchCounterMode, SynOpCounter
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from psvit.measure.operations import count_macs, count_operations
+from psvit.measure.operations import add_energy, count_macs, count_operations
 from psvit.measure.segments import SegmentSum, macs, seconds
 from psvit.neurons import IntegerLIF
 from psvit.pruning import prune
@@ -18,19 +19,25 @@ from psvit.pruning.ranking import Ranking
 class TwoLayers(nn.Module):
     """Pixels -> convolution -> integer neuron -> linear; what the neuron emits is given."""
 
-    def __init__(self, levels):
+    time_steps = 1
+
+    def __init__(self, levels, norm=None):
         super().__init__()
         self.conv = nn.Conv2d(3, 4, 3, padding=1, bias=False)
-        self.neuron = IntegerLIF(levels)
+        self.neuron = IntegerLIF(levels, norm)
         self.fc = nn.Linear(4 * 5 * 5, 7)
+
+    def segments(self):
+        return {"conv": self.conv, "fc": self.fc}
 
     def forward(self, x):
         x = self.conv(x)
         return self.fc(self.neuron(x[None])[0].flatten(1))
 
 
-def test_two_layers_by_hand():
-    network = TwoLayers(4)
+@pytest.mark.parametrize("norm", [None, 1, 2])
+def test_two_layers_by_hand(norm):
+    network = TwoLayers(4, norm)
     images = torch.rand(2, 3, 5, 5)
     # the centre of each filter alone: currents are multiples of the first pixel channel
     nn.init.zeros_(network.conv.weight)
@@ -44,6 +51,73 @@ def test_two_layers_by_hand():
     # the channels fire 0, 1, 2 and, of 9, 4 times
     assert table.rate["fc"] == pytest.approx((0 + 1 + 2 + 4) / 4)
     assert table.sops["fc"] == pytest.approx(1.75 * 700)
+    # three of the four channels fire at all, one of them four times at once
+    assert table.active["fc"] == 0.75 and table.input["fc"] == "integer"
+    assert table.real_macs.tolist() == [2700, 0] and table.input["conv"] == "real"
+    energy = add_energy(table, mac_pj=4.6, ac_pj=0.9)
+    # 2,700 MACs of pixels; then 1,225 accumulates, or 700 MACs
+    assert energy.energy_mj.tolist() == pytest.approx([4.6 * 2700e-9, 0.9 * 1225e-9])
+    assert energy.energy_integer_macs_mj.tolist() == pytest.approx([4.6 * 2700e-9, 4.6 * 700e-9])
+    dear = add_energy(table, mac_pj=5.0, ac_pj=2.0)
+    assert dear.energy_mj.sum() == pytest.approx((5 * 2700 + 2 * 1225) * 1e-9)
+
+
+def test_pixels_are_no_spikes_even_where_they_are_0_and_1():
+    network, images = TwoLayers(1), torch.ones(1, 3, 5, 5)
+    table = count_operations(network, images).set_index("layer")
+    assert table.input["conv"] == "real" and table.sops["conv"] == 0
+    # events are: their counts come as frames
+    events = count_operations(Frames(network), images[None]).set_index("layer")
+    assert events.input["network.conv"] == "spikes"
+    assert events.sops["network.conv"] == events.macs["network.conv"] == 2700
+
+
+class Frames(nn.Module):
+    """Two layers that take frames ``[B, T, C, H, W]`` of one step."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        return self.network(x[:, 0])
+
+
+def test_batches_add_up_and_every_step_is_counted(network, images):
+    whole = count_operations(network, images)
+    parts = [count_operations(network, part) for part in images.split([3, 8])]
+    assert whole.macs.equals(parts[0].macs)
+    mean = (3 * parts[0].sops + 8 * parts[1].sops) / 11
+    assert whole.sops.tolist() == pytest.approx(mean.tolist())
+    # once visibly: the stem computes one step of a still image, everything behind it four
+    assert whole.steps.tolist() == [1, *[network.time_steps] * (len(whole) - 1)]
+    frames = images[:2, None].repeat(1, 4, 1, 1, 1)
+    seen, shown = count_operations(network, frames), count_operations(network, images[:2])
+    assert (seen.steps == 4).all() and seen.macs[0] == 4 * shown.macs[0]
+    assert seen.macs[1:].equals(shown.macs[1:])
+
+
+def test_spikingjelly_counts_the_same_where_its_counter_holds(network, images):
+    """On layers of binary spikes without padding; a border's spikes it counts as seldom as they
+    are used, integers as no spikes, and an attention's products by the spikes that meet."""
+    network = network.float()
+    ours = count_operations(network, images.float()).set_index("layer")
+    counter = SynOpCounter()
+    with torch.no_grad(), DispatchCounterMode([counter]):
+        network(images.float())
+    theirs = {
+        path.partition(".")[2]: sum(counts.values()) / len(images)
+        for path, counts in counter.get_counts().items()
+    }
+    compared = 0
+    for layer, row in ours[ours.input == "spikes"].iterrows():
+        module = network.get_submodule(layer)
+        if isinstance(module, nn.Linear) or getattr(module, "kernel_size", None) == (1, 1):
+            assert theirs[layer] == pytest.approx(row.sops, rel=1e-6), layer
+            compared += 1
+        elif isinstance(module, nn.Conv2d):
+            assert theirs[layer] <= row.sops
+    assert compared > 10
 
 
 def test_macs_are_those_of_the_flop_counter_and_fall_with_the_widths(network, images):

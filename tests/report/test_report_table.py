@@ -1,5 +1,6 @@
 import json
 import math
+import re
 from dataclasses import replace
 from io import StringIO
 
@@ -7,7 +8,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from psvit.report.table import final_table, markdown, print_table
+from psvit.report.table import final_table, latex, markdown, print_table
 
 PUBLISHED = ["published_top1", "published_drop", "published_memory_saving_percent"]
 
@@ -56,22 +57,16 @@ def test_numbers_against_hand_computed_ones(run):
 
 def test_markdown_shows_every_figure_with_its_convention(folder):
     text = (folder / "table.md").read_text(encoding="utf-8")
-    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()[:6]]
-    assert lines[2][:7] == ["base", "97.50", "0.82", "0.00", "15,112,208", "60.751", "0.0"]
-    assert lines[3] == [
-        "uniform",
-        "88.50",
-        "0.82",
-        "9.00",
-        "11,696,849",
-        "47.021",
-        "22.6",
-        "–",
-        "–",
-        "–",
-    ]
-    assert lines[4][7:] == ["70.3", "3.0", "22.4"]
-    assert [name for name in lines[0] if name.startswith("published")] == lines[0][7:]
+    measured, published = (
+        [[cell.strip() for cell in line.split("|")[1:-1]] for line in part.splitlines()]
+        for part in text.split("\n\n")[:2]
+    )
+    assert measured[2] == ["base", "97.50", "0.82", "0.00", "15,112,208", "60.751", "0.0"]
+    assert measured[3] == ["uniform", "88.50", "0.82", "9.00", "11,696,849", "47.021", "22.6"]
+    assert published[3:5] == [["uniform", "–", "–", "–"], ["fine_grained", "70.3", "3.0", "22.4"]]
+    assert all(name.startswith("published") for name in published[0][1:])
+    # a run of before operations were counted has no empty columns for them
+    assert not any("MACs" in name for name in measured[0])
     for convention in ("test set", "360 images", "1 MB = 10⁶ bytes", "ImageNet-1K", "not run here"):
         assert convention in text
 
@@ -123,20 +118,90 @@ def test_no_figure_is_cut_off_in_a_terminal(run, width):
         assert figure in text
 
 
+@pytest.mark.parametrize("width", [80, 120, 200])
+def test_what_a_terminal_shows_of_all_measures(measured, width):
+    console = Console(file=StringIO(), width=width, force_terminal=True, color_system=None)
+    print_table(measured, console)
+    text = console.file.getvalue()
+    assert "…" not in text and max(map(len, text.splitlines())) <= width
+    for figure in ("97.50", "2.5", "1.25", "1.88", "12.35", "1,234", "silent"):
+        assert figure in text
+    # the rest is in the files
+    assert "87.5" not in text and "12.5" in text
+
+
 def test_plain_lines_when_not_a_terminal(run):
     console = Console(file=StringIO(), width=40)
     print_table(run, console)
     lines = console.file.getvalue().splitlines()
-    assert len(lines) == 6 and "\x1b" not in "".join(lines)
-    assert lines[1].split() == [
-        "base",
-        "97.50",
-        "0.82",
-        "0.00",
-        "15,112,208",
-        "60.751",
-        "0.0",
-        "73.3",
-        "0.0",
-        "0.0",
-    ]
+    assert "\x1b" not in "".join(lines) and max(map(len, lines[:-1])) <= 108
+    assert lines[1].split() == ["base", "97.50", "0.82", "0.00", "15,112,208", "60.751", "0.0"]
+    assert lines[7].split() == ["base", "73.3", "0.0", "0.0"]
+
+
+@pytest.fixture
+def measured(run):
+    """A run whose rows hold all that is measured; the second network is dead."""
+    found = {
+        "top5": 99.0,
+        "top5_stderr": 0.5,
+        "agreement": 87.5,
+        "drop_stderr": 0.61,
+        "macs": 2.5e9,
+        "sops": 1.25e9,
+        "energy_mj": 1.875,
+        "energy_integer_macs_mj": 12.5,
+        "silent": False,
+        "firing_rate": 0.125,
+        "silent_channels": 0.03,
+        "peak_activation_bytes": 1_540_000,
+    }
+    dead = {**found, "sops": 0, "silent": True}
+    dead |= {"energy_mj": None, "energy_integer_macs_mj": None}
+    timing = {
+        "latency_ms": 12.345,
+        "latency_batch_size": 1,
+        "speedup": 1.31,
+        "throughput": 1234.5,
+        "throughput_batch_size": 16,
+        "threads": 1,
+        "device": "cpu",
+    }
+    rows = [{**row("base", 97.5), **found}, {**row("fine_grained", 94.25), **dead}]
+    return changed(run, lambda r: r.update(rows=rows, timing={"base": timing}))
+
+
+def test_work_against_hand_computed_ones(measured):
+    base, dead = final_table(measured).to_dict("records")
+    # as they are in the results; a reader is told in the units of the field
+    assert (base["macs"], base["sops"], base["firing_rate_percent"]) == (2.5e9, 1.25e9, 12.5)
+    assert base["latency_ms"] == 12.345 and math.isnan(dead["latency_ms"])
+    assert dead["sops"] == 0 and math.isnan(dead["energy_mj"])
+    cells = [line.split(" | ") for line in markdown(measured).split("\n\n")[1].splitlines()]
+    told = dict(zip(cells[0], cells[2], strict=True))
+    assert (told["MACs G"], told["SOPs G"], told["energy mJ"]) == ("2.5", "1.25", "1.88")
+    assert told["firing rate %"] == "12.5" and told["activations MB"] == "1.54"
+    assert (told["latency ms"], told["speed-up"]) == ("12.35", "1.31")
+    assert cells[2][-1] == "1,234 |"
+
+
+def test_a_dead_network_is_told_and_saves_nothing(measured):
+    for text in (markdown(measured), latex(measured)):
+        assert text.count("silent") >= 2 and "Silent, and so no saving: fine" in text
+    assert "Silent, and" not in markdown(
+        changed(measured, lambda r: [row.update(silent=False) for row in r["rows"]])
+    )
+
+
+def test_latex(measured):
+    text = latex(measured)
+    lines = [line for line in text.splitlines() if line.endswith(r"\\")]
+    heading, base, dead = ([cell.strip() for cell in line[:-2].split("&")] for line in lines)
+    assert heading[:3] == ["network", r"top-1 \%", r"$\pm$ s.e."]
+    assert len(heading) == len(base) == len(dead) == 13 and dead[0] == r"fine\_grained"
+    assert base[1] == "97.50" and "silent" in dead
+    for rule in ("toprule", "midrule", "bottomrule"):
+        assert text.count(rf"\{rule}") == 1
+    # what was published stays out, and LaTeX without extras can set every sign
+    assert "73.3" not in text and "ublished" not in text and text.isascii()
+    assert not re.search(r"(?<!\\)[_%]", text.replace("% ", "", 1))
