@@ -1,0 +1,121 @@
+"""What of a segment need not be computed again when one of its modules changes."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+
+@dataclass
+class _Call:
+    """A module's call in the recorded run."""
+
+    # the order in which modules begin and end
+    begun: int
+    ended: int = -1
+    output: Any = None
+    # where its one input lies; None for what nothing keeps alive, whose place may be taken again
+    reads: tuple | None = None
+
+
+class Replay:
+    """Records what each module of a segment gives, to give it again where it cannot have changed.
+
+    That is so for every module that ended before the first changed one began, and for a later one
+    that reads a recorded tensor itself (key and value, behind a changed query). It needs to know
+    nothing of the segment, but that its modules write to none of their inputs.
+
+    Args:
+        segment: a part of a network, in evaluation mode.
+    """
+
+    def __init__(self, segment: nn.Module):
+        self._modules = {path: module for path, module in segment.named_modules() if path}
+        self._calls: dict[str, _Call] = {}
+        self._events = 0
+        # called more than once: the membrane state that one call leaves to another must be there
+        self._repeated: set[str] = set()
+        self._earlier: list[Any] = []
+
+    def record(self, run: Callable[[], Tensor], x: Tensor) -> Tensor:
+        """Run the segment on ``x`` by ``run``, and keep what its modules give."""
+        alive = {_storage(x)}
+        with ExitStack() as stack:
+            for path, module in self._modules.items():
+                stack.callback(module.register_forward_pre_hook(partial(self._begin, path)).remove)
+                stack.callback(module.register_forward_hook(partial(self._end, path, alive)).remove)
+            return run()
+
+    def _begin(self, path: str, _module: nn.Module, _args: tuple) -> None:
+        if path in self._calls:
+            self._repeated.add(path)
+            # what others read of it stays where it is
+            self._earlier.append(self._calls[path].output)
+        self._events += 1
+        self._calls[path] = _Call(self._events)
+
+    def _end(self, path: str, alive: set, _module: nn.Module, args: tuple, output: Any) -> None:
+        self._events += 1
+        call = self._calls[path]
+        call.ended, call.output = self._events, output
+        if len(args) == 1 and isinstance(args[0], Tensor) and _storage(args[0]) in alive:
+            call.reads = _place(args[0])
+        if isinstance(output, Tensor):
+            alive.add(_storage(output))
+
+    @contextmanager
+    def changed(self, paths: Iterable[str]) -> Iterator[None]:
+        """Let the segment compute only what changes with the modules at ``paths`` (within it)."""
+        paths = list(paths)
+        calls = self._calls
+        first = min((calls[path].begun if path in calls else 0 for path in paths), default=0)
+        with ExitStack() as stack:
+            for path, call in calls.items():
+                if any(_related(path, other) for other in self._repeated):
+                    continue
+                module = self._modules[path]
+                if call.ended < first:
+                    stack.enter_context(_forward(module, partial(_give, call.output)))
+                elif call.reads and not any(_related(path, other) for other in paths):
+                    again = partial(_give_if_same, call, module.forward)
+                    stack.enter_context(_forward(module, again))
+            yield
+
+
+def _give(output: Any, *_args: Any, **_options: Any) -> Any:
+    return output
+
+
+def _give_if_same(call: _Call, forward: Callable, *args: Any, **options: Any) -> Any:
+    if len(args) == 1 and not options and _place(args[0]) == call.reads:
+        return call.output
+    return forward(*args, **options)
+
+
+@contextmanager
+def _forward(module: nn.Module, forward: Callable) -> Iterator[None]:
+    """Replace a module's ``forward`` for a while."""
+    own = vars(module).get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if own is not None:
+            module.forward = own
+
+
+def _related(path: str, other: str) -> bool:
+    """One is the other, or holds it; "" is the segment itself."""
+    return not other or f"{path}.".startswith(f"{other}.") or f"{other}.".startswith(f"{path}.")
+
+
+def _storage(x: Tensor) -> int:
+    return x.untyped_storage().data_ptr()
+
+
+def _place(x: Tensor) -> tuple:
+    return x.data_ptr(), x.shape, x.stride(), x.dtype

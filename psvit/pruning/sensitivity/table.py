@@ -1,0 +1,105 @@
+"""The grid of a sensitivity analysis and the rows of its table."""
+
+from collections.abc import Sequence
+from io import StringIO
+
+import pandas as pd
+from torch import nn
+
+from psvit.errors import UserError
+from psvit.measure.footprint import memory_saving, parameters
+from psvit.pruning.ranking import Ranking
+from psvit.pruning.sensitivity.tallies import Candidate, Sums
+from psvit.pruning.surgery import pruned_parameters
+
+COLUMNS = [
+    "group",
+    "kind",
+    "size",
+    "ratio",
+    "removed",
+    "parameters",
+    "memory_saving",
+    "images",
+    "top1",
+    "top1_stderr",
+    "loss",
+    "kl",
+    "method",
+]
+
+
+def grid_points(ranking: Ranking, ratios: Sequence[float]) -> list[tuple[str, float]]:
+    """(group, ratio) for every ratio that prunes something; ratio 0 is the base network.
+
+    Raises:
+        UserError: a group is too narrow to lose a channel. It is refused, not called robust.
+    """
+    for group in ranking.groups.values():
+        if any(ratios) and not ranking.units(group.name, max(ratios)):
+            raise UserError(
+                "pruning.protect",
+                group.name,
+                f"this group has {group.size} channels in {group.heads} heads and can lose none: "
+                f"name it in pruning.protect, use fewer model.num_heads, or a smaller "
+                f"pruning.round_to or pruning.min_keep",
+            )
+    return [
+        (name, ratio) for name in ranking.groups for ratio in dict.fromkeys(ratios) if ratio > 0.0
+    ]
+
+
+class Table:
+    """Makes the rows of a table, one a point of the grid.
+
+    Args:
+        model: the base network.
+        ranking: which channels go first.
+        ratios: the grid; 0 is the base network and gives no row.
+
+    Attributes:
+        candidates: the different cuts of the grid: of a narrow group, several ratios are one cut.
+    """
+
+    def __init__(self, model: nn.Module, ranking: Ranking, ratios: Sequence[float]):
+        self._points = grid_points(ranking, ratios)
+        self._ranking, self._base = ranking, parameters(model)
+        self.candidates: list[Candidate] = list(
+            dict.fromkeys((name, ranking.units(name, ratio)) for name, ratio in self._points)
+        )
+        self.plans = {(name, count): ranking.plan({name: count}) for name, count in self.candidates}
+        self._left = {
+            candidate: pruned_parameters(model, plan) for candidate, plan in self.plans.items()
+        }
+
+    def csv(self, sums: Sums, method: str = "measured") -> str:
+        """The rows that have images, as CSV, each group's ratios in the order they were asked."""
+        lines = [COLUMNS]
+        for name, ratio in self._points:
+            group, removed = self._ranking.groups[name], self._ranking.units(name, ratio)
+            tally, left = sums.candidates[name, removed], self._left[name, removed]
+            if not tally.images:
+                continue
+            lines.append(
+                [
+                    name,
+                    group.kind,
+                    group.size,
+                    ratio,
+                    removed,
+                    left,
+                    f"{memory_saving(left, self._base):.6f}",
+                    tally.images,
+                    f"{tally.top1(sums.base):.4f}",
+                    f"{tally.top1_stderr(sums.base):.4f}",
+                    f"{tally.loss(sums.base):.6f}",
+                    f"{tally.kl:.6f}",
+                    method,
+                ]
+            )
+        return "".join(",".join(map(str, line)) + "\n" for line in lines)
+
+
+def read_rows(csv: str) -> pd.DataFrame:
+    """The table that a CSV's text holds."""
+    return pd.read_csv(StringIO(csv))

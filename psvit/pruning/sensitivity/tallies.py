@@ -1,0 +1,148 @@
+"""Sums over images of a candidate beside the base network's on the same images."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from psvit.files import read_json, write_json
+
+# channel group, units removed
+Candidate = tuple[str, int]
+
+
+@dataclass
+class Paired:
+    """What a candidate did on the images seen so far; sums of parts add up to the whole's.
+
+    A candidate that was shown a part of the images is compared with the base network on the same
+    ones: what makes those images easy or hard falls out of the difference.
+    """
+
+    images: int = 0
+    correct: int = 0
+    loss_sum: float = 0.0
+    kl_sum: float = 0.0
+    # of the base network, on the same images
+    base_correct: int = 0
+    base_loss_sum: float = 0.0
+    # images that the base network has right and the candidate wrong
+    lost: int = 0
+
+    def __add__(self, other: "Paired") -> "Paired":
+        return Paired(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    @property
+    def gained(self) -> int:
+        """Images that the candidate has right and the base network wrong."""
+        return self.lost + self.correct - self.base_correct
+
+    def top1(self, base: "Paired") -> float:
+        """Top-1 in percent on all images of ``base``: its top-1 less the drop on those seen."""
+        return 100.0 * (
+            base.correct / base.images - (self.base_correct - self.correct) / self.images
+        )
+
+    def top1_stderr(self, base: "Paired") -> float:
+        """Standard error of ``top1`` in points; of all images the binomial one.
+
+        With b (base network right) and d (lost less gained) of an image, seen n of N times, the
+        variance of mean(b) - mean(d) is var(b) / N + var(d) / n - 2 cov(b, d) / N.
+        """
+        right, drop = base.correct / base.images, (self.lost - self.gained) / self.images
+        spread = (self.lost + self.gained) / self.images - drop**2
+        together = self.lost / self.images - self.base_correct / self.images * drop
+        both = (right * (1.0 - right) - 2.0 * together) / base.images
+        return 100.0 * math.sqrt(max(both + spread / self.images, 0.0))
+
+    def loss(self, base: "Paired") -> float:
+        """Mean cross-entropy in nats, likewise."""
+        return base.loss_sum / base.images + (self.loss_sum - self.base_loss_sum) / self.images
+
+    @property
+    def kl(self) -> float:
+        """Mean divergence from the reference's outputs on the images seen, in nats."""
+        return self.kl_sum / self.images
+
+
+class BatchTally:
+    """Compares candidates with the base network on one batch.
+
+    Args:
+        base: logits ``[B, classes]`` of the network that candidates are cut from.
+        labels: ``[B]``.
+        expected: logits of the network from whose outputs the divergence is taken.
+    """
+
+    def __init__(self, base: Tensor, labels: Tensor, expected: Tensor):
+        self.labels = labels
+        self._expected = expected.double().log_softmax(1)
+        self._right = base.argmax(1) == labels
+        self._loss = self._cross_entropy(base)
+
+    def of(self, logits: Tensor) -> Paired:
+        """The sums of a candidate's logits ``[B, classes]``."""
+        right = logits.argmax(1) == self.labels
+        # summed in float64, so that the batch size changes no digit that is shown
+        kl = F.kl_div(
+            logits.double().log_softmax(1), self._expected, reduction="sum", log_target=True
+        )
+        return Paired(
+            len(self.labels),
+            int(right.sum()),
+            float(self._cross_entropy(logits)),
+            float(kl),
+            int(self._right.sum()),
+            float(self._loss),
+            int((self._right & ~right).sum()),
+        )
+
+    def _cross_entropy(self, logits: Tensor) -> Tensor:
+        return F.cross_entropy(logits.double(), self.labels, reduction="sum")
+
+
+@dataclass
+class Sums:
+    """All that an analysis has counted: each candidate's sums, and the base network's own.
+
+    Attributes:
+        candidates: candidate -> its sums; fewer images than ``base`` has where it was stopped.
+        base: the base network's.
+    """
+
+    candidates: dict[Candidate, Paired]
+    base: Paired
+
+    @staticmethod
+    def empty(candidates: Iterable[Candidate]) -> "Sums":
+        return Sums({candidate: Paired() for candidate in candidates}, Paired())
+
+    def add(self, batch: "Sums") -> None:
+        """Add those of a batch; candidates that it does not hold stay as they are."""
+        self.base = self.base + batch.base
+        for candidate, tally in batch.candidates.items():
+            self.candidates[candidate] = self.candidates[candidate] + tally
+
+    @property
+    def going_on(self) -> list[Candidate]:
+        """The candidates that were shown every image so far."""
+        seen = self.base.images
+        return [name for name, tally in self.candidates.items() if tally.images == seen]
+
+    def save(self, path: Path, batch_size: int) -> None:
+        """Write the sums, whole or not at all, with the number of images in a batch."""
+        rows = [[*candidate, *astuple(tally)] for candidate, tally in self.candidates.items()]
+        write_json(path, {"batch_size": batch_size, "base": astuple(self.base), "sums": rows})
+
+    @staticmethod
+    def load(path: Path, candidates: Sequence[Candidate], batch_size: int) -> "Sums":
+        """The sums saved for the same candidates and batches; else empty ones."""
+        if path.is_file():
+            saved = read_json(path)
+            found = {(name, removed): Paired(*rest) for name, removed, *rest in saved["sums"]}
+            if found.keys() == set(candidates) and saved["batch_size"] == batch_size:
+                return Sums({name: found[name] for name in candidates}, Paired(*saved["base"]))
+        return Sums.empty(candidates)
