@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from psvit.channels import Plan
 from psvit.files import write_text
+from psvit.inference import optimize_for_inference
 from psvit.neurons import reset_state
 from psvit.pruning.ranking import Ranking
 from psvit.pruning.sensitivity.replay import Replay
@@ -56,9 +57,10 @@ def measure_sensitivity(
         nats, ``memory_saving`` a fraction, ``parameters`` of the whole network.
     """
     table = Table(model, ranking, ratios)
-    for network in (model, reference):
-        if network is not None:
-            network.eval().to(device)
+    network = optimize_for_inference(model.to(device))
+    expecting = network
+    if reference is not None and reference is not model:
+        expecting = optimize_for_inference(reference.to(device))
     partial_path = path.with_suffix(".partial.json")
     total = len(table.candidates) * len(batches)
     sums = Sums.empty(table.candidates)
@@ -71,7 +73,7 @@ def measure_sensitivity(
         if before <= sums.base.images:
             continue
         on_candidate = partial(_count, on_row, number * len(table.candidates), total)
-        sums.add(_measure_batch(model, reference, images, labels, device, table, on_candidate))
+        sums.add(_measure_batch(network, expecting, images, labels, device, table, on_candidate))
         write_text(path, table.csv(sums))
         if number + 1 < len(batches):
             sums.save(partial_path, batch_size)
@@ -85,8 +87,8 @@ def _count(on_row: Callable[[int, int], None], before: int, total: int, done: in
 
 @torch.inference_mode()
 def _measure_batch(
-    model: nn.Module,
-    reference: nn.Module | None,
+    network: nn.Module,
+    expecting: nn.Module,
     images: Tensor,
     labels: Tensor,
     device: torch.device,
@@ -94,10 +96,10 @@ def _measure_batch(
     on_candidate: Callable[[int], None],
 ) -> Sums:
     images, labels = (x.to(device, non_blocking=True) for x in (images, labels))
-    base = model(images)
-    tally = BatchTally(base, labels, base if reference is None else reference(images))
+    base = network(images)
+    tally = BatchTally(base, labels, base if expecting is network else expecting(images))
     sums = Sums({}, tally.of(base))
-    candidates = run_candidates(model, images, base, table.candidates, table.plans)
+    candidates = run_candidates(network, images, base, table.candidates, table.plans)
     for done, (candidate, logits) in enumerate(candidates, start=1):
         sums.candidates[candidate] = tally.of(logits)
         on_candidate(done)
