@@ -16,7 +16,7 @@ from psvit.pruning.ranking import Ranking
 TRAINED_BY = tuple(
     f"psvit.{part}" for part in ("models", "neurons", "channels", "data", "training", "setup")
 )
-MEASURED_BY = (*TRAINED_BY, "psvit.pruning", "psvit.measure")
+MEASURED_BY = (*TRAINED_BY, "psvit.pruning", "psvit.measure", "psvit.inference")
 # of the trainer: what changes how much is told, or how long
 NOT_IN_KEY = ("max_epochs", "log_every_n_steps", "enable_model_summary")
 
