@@ -1,59 +1,97 @@
 """PSViT's command: ``python run.py pruning=fine_grained``, or ``-m`` for a multirun."""
 
 import os
+import re
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from psvit.errors import UserError
+from psvit.files import write_text
 
 SHOW_TRACEBACK = "HYDRA_FULL_ERROR"
 FAILED = 2
 traceback_wanted = os.environ.get(SHOW_TRACEBACK, "0") != "0"
-# jobs of a multirun that ended with an error, while the others go on
-failed_jobs: list[int] = []
+# what a failed job of a multirun leaves in its folder; the comparison at the end reads it
+REASON = "failure.txt"
+# plugins of Hydra that an extra installs
+PLUGINS = re.compile(r"joblib|optuna|submitit")
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
-def main(cfg: DictConfig) -> float:
-    """Run one job; returns the last network's top-1, for sweepers that optimise it."""
+def main(cfg: DictConfig) -> float | list[float] | None:
+    """Run one job; returns the last network's ``objectives``, for sweepers that optimise them, and
+    None where the job failed."""
     # torch, Lightning and W&B take seconds to import: a mistyped option is told before that
     from psvit.pipeline import run
 
     job = HydraConfig.get()
+    folder = Path(job.runtime.output_dir)
+    in_multirun = job.mode is RunMode.MULTIRUN
+    if in_multirun:
+        cfg.group = cfg.group or "/".join(Path(job.sweep.dir).parts[-2:])
     try:
-        results = run(cfg, Path(job.runtime.output_dir))
+        (folder / REASON).unlink(missing_ok=True)
+        results = run(cfg, folder)
     except (UserError, HydraException, OmegaConfBaseException) as error:
         # Hydra would print the job's overrides and a traceback before an error reached our caller
         if traceback_wanted:
             raise
-        if job.mode is not RunMode.MULTIRUN:
+        if not in_multirun:
             sys.exit(tell(error))
-        failed_jobs.append(tell(error, f"job {job.job.num}: "))
-        return float("nan")
+        return give_up(folder, error)
     except Exception as error:
         # the other jobs go on, and the comparison at the end tells which failed
-        if job.mode is not RunMode.MULTIRUN:
+        if not in_multirun:
             raise
         traceback.print_exc()
-        failed_jobs.append(tell(error, f"job {job.job.num}: "))
-        return float("nan")
-    return results["rows"][-1]["top1"]
+        return give_up(folder, error)
+    return objectives(cfg, results["rows"][-1])
+
+
+def objectives(cfg: DictConfig, row: dict[str, float]) -> float | list[float]:
+    """One value, or a list of values where ``objectives`` is a list."""
+    if OmegaConf.is_list(cfg.objectives):
+        return [row[name] for name in cfg.objectives]
+    return row[cfg.objectives]
+
+
+def give_up(folder: Path, error: Exception) -> None:
+    """Tell and note why a job of a multirun failed."""
+    tell(error, f"job {folder.name}: ")
+    # where the disk is the reason, this fails too
+    with suppress(OSError):
+        write_text(folder / REASON, f"{one_line(error)}\n")
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def tell(error: Exception, prefix: str = "") -> int:
     """Print an error as one line; returns the exit code."""
     override = getattr(error, "override", None)
     where = f"{override}: " if override else ""
-    print(f"{prefix}{where}{' '.join(str(error).split())}", file=sys.stderr)
+    print(f"{prefix}{where}{one_line(error)}{missing_plugin(error)}", file=sys.stderr)
     return FAILED
+
+
+def missing_plugin(error: Exception) -> str:
+    """How to get a launcher or sweeper that is not installed; "" for any other error."""
+    text = one_line(error)
+    if re.search(r"(Could not find|In '.*) ?'?hydra/(launcher|sweeper)", text) and PLUGINS.search(
+        text
+    ):
+        return ' (not installed: pip install -e ".[sweeps]")'
+    return ""
 
 
 if __name__ == "__main__":
@@ -65,4 +103,6 @@ if __name__ == "__main__":
         if traceback_wanted:
             raise
         sys.exit(tell(error))
-    sys.exit(FAILED if failed_jobs else 0)
+    from psvit.report.multirun import Comparison
+
+    sys.exit(FAILED if Comparison.failed else 0)

@@ -54,10 +54,17 @@ _RECIPE = {
 
 POLICIES = ("none", "uniform", "sensitivity", "fine_grained", "prioritized", "budgeted", "global")
 
+# of a network's row in the results
+OBJECTIVES = ("top1", "loss", "parameters", "memory_mb", "memory_saving")
+
 # option -> (is it right?, what would be right); an option that is not composed is not checked
 _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "threads": (lambda x: x is None or _whole(1)(x), "a whole number of at least 1, or null"),
     "channels_last": (lambda x: isinstance(x, bool), "true or false"),
+    "objectives": (
+        lambda x: x in OBJECTIVES or (_names(x) and len(x) > 0 and set(x) <= set(OBJECTIVES)),
+        f"one or a list of {', '.join(OBJECTIVES)}",
+    ),
     "train": (lambda x: isinstance(x, bool), "true or false"),
     "test": (lambda x: isinstance(x, bool), "true or false"),
     "print_config": (lambda x: isinstance(x, bool), "true or false"),
@@ -93,6 +100,10 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "pruning.sensitivity.images": (
         lambda x: x is None or _whole(1)(x),
         "a whole number of at least 1, or null",
+    ),
+    "pruning.sensitivity.groups": (
+        lambda x: x is None or (_names(x) and len(x) > 0),
+        "a list of channel group patterns, or null",
     ),
     "pruning.large_share": (lambda x: _number(0.0, 1.0)(x) and x > 0.0, "a share in (0, 1]"),
     "pruning.importance": _one_of(IMPORTANCES),
@@ -148,6 +159,13 @@ def check_config(cfg: DictConfig) -> None:
             raise UserError(option, plain, f"expected {expected}")
     if not cfg.train and cfg.ckpt_path is None:
         raise UserError("train", False, "expected a ckpt_path, the network that needs no training")
+    groups = OmegaConf.select(cfg, "pruning.sensitivity.groups")
+    if groups is not None and cfg.pruning.name != "sensitivity":
+        raise UserError(
+            "pruning.sensitivity.groups",
+            list(groups),
+            "expected null: a plan needs all groups; name some with pruning=sensitivity",
+        )
     _check_schedules(cfg)
     limits = ("target_memory_saving", "target_saving", "max_accuracy_drop")
     if cfg.pruning.name not in ("none", "uniform", "sensitivity") and all(

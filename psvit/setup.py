@@ -1,5 +1,6 @@
 """What a run is made of, checked before anything long starts: the network, the channel ranking."""
 
+import fnmatch
 import logging
 import os
 from pathlib import Path
@@ -84,13 +85,27 @@ def rank_channels(cfg: DictConfig, data: ImageData, network: nn.Module) -> Ranki
         network,
         pruning.importance,
         list(pruning.kinds),
-        list(pruning.protect),
+        [*pruning.protect, *_not_analysed(pruning, network)],
         pruning.scope,
         data.calibration_dataloader(pruning.calibration_images) if needs_images else None,
         round_to=pruning.round_to,
         min_keep=pruning.min_keep,
         seed=cfg.seed,
     )
+
+
+def _not_analysed(pruning: DictConfig, network: nn.Module) -> list[str]:
+    """The groups that no pattern of ``pruning.sensitivity.groups`` names."""
+    patterns = pruning.sensitivity.groups
+    if patterns is None:
+        return []
+    names = list(network.channel_groups())
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            raise UserError(
+                "pruning.sensitivity.groups", pattern, f"matches none of {', '.join(names)}"
+            )
+    return [name for name in names if not any(fnmatch.fnmatch(name, p) for p in patterns)]
 
 
 def check_pruning(cfg: DictConfig, data: ImageData, network: nn.Module) -> None:

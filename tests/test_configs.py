@@ -175,6 +175,11 @@ BAD = {
     "trainer.max_epochs": ["0", "-1", "1.5", "null", "abc"],
     "trainer.check_val_every_n_epoch": ["0", "abc"],
     "ckpt_path": ["3", "[]"],
+    "train": ["1", "no", "null"],
+    "test": ["0", "null"],
+    "objectives": ["accuracy", "[]", "[top1,nonsense]", "null"],
+    "trainer.deterministic": ["always", "1.5", "null"],
+    "pruning.sensitivity.groups": ["stage1", "[]", "[3]"],
 }
 
 

@@ -164,6 +164,10 @@ def test_a_multirun_has_a_folder_for_each_job(multirun, results):
         savings.append(uniform["memory_saving"])
     assert 0.05 < savings[0] < savings[1] < 0.4
     assert not (jobs / "1" / "results.json").exists()
+    # the table has it, with the reason
+    table = pd.read_csv(jobs / "comparison.csv", keep_default_na=False)
+    (failed,) = table["job"][table["status"] == "failed"]
+    assert failed.startswith("pruning.ratio=1.0 (pruning.ratio=1.0: expected a ratio")
 
 
 def test_what_is_wrong_is_one_line_and_an_exit_code(tmp_path, tiny_run):

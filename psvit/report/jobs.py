@@ -11,6 +11,8 @@ from typing import Any
 import yaml
 
 NONE = "none"
+# why a job failed, in a line (run.py writes it)
+FAILURE = "failure.txt"
 # policies that prune nothing
 UNPRUNED = (NONE, "sensitivity")
 ROW_KEYS = ("name", "top1", "parameters", "memory_saving")
@@ -126,6 +128,9 @@ def read_job(folder: Path) -> Job:
     job = Job(folder)
     try:
         job.config = _load(folder / "config.yaml") or _load(folder / ".hydra" / "config.yaml")
+        if (folder / FAILURE).is_file():
+            job.problem = (folder / FAILURE).read_text().strip()
+            return job
         if not (folder / "results.json").is_file():
             job.problem = "no results"
             return job

@@ -1,5 +1,6 @@
 import logging
 import sys
+from typing import ClassVar
 
 import hydra
 import pandas as pd
@@ -10,7 +11,10 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.callbacks import Callbacks
 from omegaconf import OmegaConf
 
+from psvit.report import multirun
 from psvit.report.__main__ import main
+from psvit.report.jobs import FAILURE, find_jobs, read_job
+from psvit.report.multirun import Comparison, log_summary, write_comparison, write_sensitivity
 
 FILES = {"comparison.md", "comparison.csv", "runs.csv", "figures", "report.html"}
 CALLBACK = "+hydra.callbacks.comparison._target_=psvit.report.multirun.Comparison"
@@ -38,6 +42,69 @@ def test_the_callback_leaves_the_comparison_in_the_multirun(tmp_path, capsys):
     assert {path.suffix for path in (sweep / "figures").iterdir()} == {".png", ".svg"}
     printed = capsys.readouterr().out
     assert "12.00 ± 2.00" in printed and str(sweep / "comparison.md") in printed
+
+
+def test_a_failed_job_is_told_with_its_reason(tmp_path, monkeypatch):
+    sweep = write_multirun(tmp_path / "sweep")
+    failed = next(job for job in find_jobs(sweep) if read_job(job).problem)
+    (failed / FAILURE).write_text("training.lr=9: too high\n")
+    monkeypatch.setattr(Comparison, "failed", [])
+    end_multirun(tmp_path, sweep)
+    assert Comparison.failed == [f"{failed.name}: training.lr=9: too high"]
+    table = pd.read_csv(sweep / "comparison.csv", keep_default_na=False)
+    assert table["job"][table["status"] == "failed"].item().endswith("(training.lr=9: too high)")
+
+
+def test_sensitivity_tables_are_put_together(tmp_path):
+    """Jobs with a part of the groups and a ratio each give the table of one job, row for row."""
+    rows = [
+        f"{group},{ratio},{99 - i}.1230\n"
+        for i, (group, ratio) in enumerate(
+            (group, ratio)
+            for group in ("stage2.b", "stage1.a", "head")
+            for ratio in ("0.1", "0.25")
+        )
+    ]
+    header = "group,ratio,top1\n"
+    number = 0
+    for groups in (["stage2.b", "stage1.a"], ["head"]):
+        for ratio in ("0.1", "0.25"):
+            job = write_job(tmp_path / str(number), "sensitivity", 0, {"base": 90.0}, epochs=0)
+            here = [row for row in rows if row.split(",")[0] in groups and f",{ratio}," in row]
+            (job / "sensitivity.csv").write_text(header + "".join(here))
+            number += 1
+    (path,) = write_sensitivity(tmp_path)
+    assert path.read_text() == header + "".join(rows)
+    # another seed is another table
+    job = write_job(tmp_path / "9", "sensitivity", 1, {"base": 90.0}, epochs=0)
+    (job / "sensitivity.csv").write_text(header + rows[0])
+    assert len(write_sensitivity(tmp_path)) == 2
+
+
+def test_one_wandb_run_for_the_multirun(tmp_path, monkeypatch):
+    sweep = write_multirun(tmp_path / "sweep")
+    write_comparison([sweep], sweep)
+    opened = {}
+
+    class Run:
+        logged: ClassVar[dict] = {}
+
+        def log(self, values):
+            self.logged.update(values)
+
+    monkeypatch.setattr(multirun, "open_loggers", lambda config: opened.update(config) or [Run()])
+    monkeypatch.setattr(multirun, "wandb_run", lambda loggers: loggers[0])
+    monkeypatch.setattr(multirun, "close_loggers", lambda loggers: None)
+    config = OmegaConf.create({"logger": {"wandb": {"save_dir": "${nowhere}", "name": None}}})
+    log_summary(config, sweep)
+    assert opened["wandb"].group == f"{tmp_path.name}/sweep"
+    assert opened["wandb"].save_dir == str(sweep)
+    assert {"multirun/comparison", "multirun/runs", "multirun/pareto_figure"} == set(Run.logged)
+    assert len(Run.logged["multirun/runs"].data) == len(pd.read_csv(sweep / "runs.csv"))
+    # not where the jobs are not logged there
+    opened.clear()
+    log_summary(OmegaConf.create({"logger": {}}), sweep)
+    assert not opened
 
 
 @pytest.mark.parametrize("jobs", [0, 1])
