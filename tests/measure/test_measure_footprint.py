@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from psvit.measure.footprint import measure_footprint, memory_mb, memory_saving, parameters
+from psvit.measure.operations import count_macs
+from psvit.models import create_model
 from psvit.neurons import LIF, reset_state
 
 
@@ -91,3 +94,14 @@ def test_activations_are_those_that_the_allocator_saw(network, images):
     one = measure_footprint(network, images[:1])
     assert row["membrane_bytes"] == 11 * one["membrane_bytes"][0] > 0
     assert all(isinstance(n.v, float) for n in network.modules() if isinstance(n, LIF))
+
+
+def test_the_network_that_docs_measures_counts_by_hand(config):
+    values = OmegaConf.to_container(config().model, resolve=True)
+    network = create_model(**{**values, "num_classes": 10, "in_channels": 3})
+    stored = measure_footprint(network, torch.rand(1, 3, 32, 32)).iloc[0]
+    assert (stored["weight_bytes"], stored["buffer_bytes"]) == (1_237_416, 27_160)
+    # neurons of stage 1a, then of each stage's entrance and blocks, and of the head
+    neurons = 16_384 + (2_048 + 8_192) + (1_024 + 4_096) + (512 + 15_360) + (768 + 10_240) + 64
+    assert stored["membrane_bytes"] == 4 * neurons == 4 * 58_688
+    assert count_macs(network) == 301_056 + 4 * 7_288_448
