@@ -104,6 +104,9 @@ TINY_RUN = (
     "trainer.max_epochs=5",
     "training.warmup_epochs=0",
     "training.lr=2e-2",
+    "measure.images=8",
+    "measure.batch_sizes=[1,4]",
+    "measure.repeats=1",
 )
 
 

@@ -207,6 +207,9 @@ TINY_RUN = (
     "pruning.calibration_images=10",
     "logger=none",
     "finetune.epochs=1",
+    "measure.images=8",
+    "measure.batch_sizes=[1,4]",
+    "measure.repeats=1",
 )
 
 

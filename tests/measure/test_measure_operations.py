@@ -1,6 +1,8 @@
 """Operations counted by hand on a network of two layers, and of whole families against others."""
 
 import math
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +21,10 @@ from psvit.neurons import IntegerLIF
 from psvit.pruning import prune
 from psvit.pruning.allocation import uniform
 from psvit.pruning.ranking import Ranking
+
+sys.path.append(str(Path(__file__).parents[1] / "models"))
+from networks import alive  # noqa: E402
+from networks import images as family_images  # noqa: E402
 
 
 class TwoLayers(nn.Module):
@@ -100,6 +106,29 @@ def test_batches_add_up_and_every_step_is_counted(network, images):
     seen, shown = count_operations(network, frames), count_operations(network, images[:2])
     assert (seen.steps == 4).all() and seen.macs[0] == 4 * shown.macs[0]
     assert seen.macs[1:].equals(shown.macs[1:])
+
+
+@pytest.mark.parametrize(
+    ("family", "kinds"),
+    [
+        # currents are added, and a neuron stands before every layer
+        ("sdt_v1", {"stem.conv1.conv": "real", "stage1.block1.mlp.conv1": "spikes"}),
+        # spikes are added: the first layer of a branch reads sums of them, the second spikes
+        ("spikformer", {"stage1.block1.mlp.conv1": "integer", "stage1.block1.mlp.conv2": "spikes"}),
+        # the head reads their mean over the pixels
+        ("qkformer", {"stage1.block1.attn.query.conv": "integer", "head.fc": "real"}),
+        ("e_spikeformer", {"stage1a.downsample.conv": "real", "head.fc": "integer"}),
+    ],
+)
+def test_what_the_layers_of_a_family_read(family, kinds):
+    table = add_energy(count_operations(alive(family), family_images(2))).set_index("layer")
+    assert {layer: table["input"][layer] for layer in kinds} == kinds
+    integer = table["input"] == "integer"
+    assert integer.any() == (family != "sdt_v1")
+    assert (table["rate"] > table["active"])[integer].all()
+    assert table["rate"][table["input"] == "spikes"].between(0, 1).all()
+    differ = table["energy_mj"] != table["energy_integer_macs_mj"]
+    assert (differ == integer).all()
 
 
 def test_spikingjelly_counts_the_same_where_its_counter_holds(network, images):
