@@ -63,14 +63,15 @@ def _fine_grained(stages: Stages, network: nn.Module) -> Solve:
 
 
 def _prioritized(stages: Stages, network: nn.Module) -> Solve:
-    # PrimeSVT's rule measures for itself, on the network as it is being pruned
+    # PrimeSVT's rule measures for itself, on the network as it is being pruned; it knows of no
+    # recovery, which comes behind its plan where the config asks for one
     pruning = stages.cfg.pruning
     drop = 100.0 if pruning.max_accuracy_drop is None else pruning.max_accuracy_drop
     return lambda budget: allocation.prioritized(
         network,
         stages.rank(network),
         budget,
-        lambda plan: stages.validation_top1(network, plan),
+        lambda plan: stages.validation_top1(network, plan, mended=False),
         list(pruning.ratios),
         drop,
     )

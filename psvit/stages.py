@@ -100,9 +100,9 @@ class Stages:
         """The channels of each group that may be pruned, in order of their importance."""
         return rank_channels(self.cfg, self.data, network)
 
-    def validation_top1(self, network: nn.Module, plan: Plan) -> float:
-        """Top-1 in percent on the validation split, cut by ``plan`` and mended by the recovery."""
-        if plan and self.cfg.pruning.recovery != "none":
+    def validation_top1(self, network: nn.Module, plan: Plan, mended: bool = True) -> float:
+        """Top-1 in percent on the validation split, cut by ``plan``; after the recovery, if any."""
+        if mended and plan and self.cfg.pruning.recovery != "none":
             cut = self.recover(prune(network, plan), plan, network)
             return evaluate(cut, self.data.val_dataloader(), self.device).top1
         with masked(network, plan):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning import LightningDataModule
@@ -58,16 +59,29 @@ def _read_files(
         return parts
     cached = {}
     for name, (paths, labels) in parts.items():
-        transform = transforms["train" if name == "train" else "eval"]
-
-        def load(path: Path, transform: EvalTransform = transform) -> Tensor:
-            return transform.store(decode(path))
-
-        images = read_all(paths, load, root)
-        if len({image.shape for image in images}) == 1:
-            images = torch.stack(images)
-        cached[name] = Labelled(images, labels)
+        key = OmegaConf.to_yaml(cfg), [(path, _written(path)) for path in paths]
+        if _decoded.get(name, (None, None))[0] != key:
+            transform = transforms["train" if name == "train" else "eval"]
+            images = _decode(paths, transform, decode, root)
+            _decoded[name] = key, images
+        cached[name] = Labelled(_decoded[name][1], labels)
     return cached
+
+
+# part -> what was decoded, and the images: the jobs of a multirun mostly read the same files
+_decoded: dict[str, tuple[Any, Tensor | list[Tensor]]] = {}
+
+
+def _written(path: Path) -> int | None:
+    return path.stat().st_mtime_ns if path.exists() else None
+
+
+def _decode(
+    paths: list[Path], transform: EvalTransform, decode: Callable[[Path], Tensor], root: Path
+) -> Tensor | list[Tensor]:
+    """Images as the transform stores them; one tensor where they are of one size."""
+    images = read_all(paths, lambda path: transform.store(decode(path)), root)
+    return torch.stack(images) if len({image.shape for image in images}) == 1 else images
 
 
 class ImageDataset(Dataset):
@@ -190,7 +204,7 @@ class ImageData(LightningDataModule):
         return self._loader(self._chosen(self.test, images), self.cfg.eval_batch_size)
 
     def calibration_dataloader(self, images: int) -> DataLoader:
-        """A fixed random choice of ``images`` training images, without augmentation.
+        """``images`` training images, without augmentation; which ones the run's seed says.
 
         Raises:
             UserError: if the training split has fewer.
@@ -198,17 +212,13 @@ class ImageData(LightningDataModule):
         total = len(self.train)
         if not 1 <= images <= total:
             raise UserError("calibration images", images, f"between 1 and {total} training images")
-        subset = Subset(self._plain_train, self._fixed_choice(total, images))
+        subset = Subset(self._plain_train, _choice(total, images, self.seed))
         return self._loader(subset, self.cfg.eval_batch_size)
 
     def _chosen(self, part: ImageDataset, images: int | None) -> Dataset:
         if images is None or images >= len(part):
             return part
-        return Subset(part, self._fixed_choice(len(part), images))
-
-    def _fixed_choice(self, total: int, images: int) -> list[int]:
-        generator = torch.Generator().manual_seed(self.cfg.split_seed)
-        return torch.randperm(total, generator=generator)[:images].tolist()
+        return Subset(part, _choice(len(part), images, self.cfg.split_seed))
 
     def _loader(self, dataset: Dataset, batch_size: int, **options) -> DataLoader:
         # Its own generator in evaluation too: without one, a loader draws from the global one, and
@@ -222,3 +232,8 @@ class ImageData(LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             **options,
         )
+
+
+def _choice(total: int, images: int, seed: int) -> list[int]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(total, generator=generator)[:images].tolist()

@@ -1,6 +1,7 @@
 """Recovery without training: what a few calibration images can mend after a cut."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
@@ -120,13 +121,24 @@ def _solve(
     ours.weight.copy_(solution.to(ours.weight.dtype).view_as(ours.weight))
 
 
+class _Seen(Exception):
+    """Ends a pass at the layer whose input was wanted."""
+
+
 def _input_rows(network: nn.Module, segment: nn.Module, layer: str, x: Tensor) -> Tensor:
     """What ``layer`` multiplies with its weight: ``[T·B·positions, in_channels·kh·kw]``."""
     seen: list[Tensor] = []
+
+    def stop(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        seen.append(args[0])
+        # what comes behind is of no interest: half of a block, on average
+        raise _Seen
+
     module = segment.get_submodule(layer)
-    handle = module.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    handle = module.register_forward_pre_hook(stop)
     try:
-        _step(network, segment, x)
+        with suppress(_Seen):
+            _step(network, segment, x)
     finally:
         handle.remove()
     return input_rows(module, seen[0])

@@ -1,5 +1,7 @@
 """What a batch holds, against Pillow, numpy and timm."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -131,3 +133,22 @@ def test_augmentation_changes_training_images_only(folder, augment, cache):
     assert (before != after).flatten(1).any(1).float().mean() > 0.5
     assert torch.equal(batch(plain.val_dataloader()), batch(augmented.val_dataloader()))
     assert torch.equal(batch(plain.test_dataloader()), batch(augmented.test_dataloader()))
+
+
+def test_a_second_run_of_the_same_files_decodes_none(folder, caplog):
+    options = {"root": str(folder), "image_size": 32, "cache": True}
+    first = load_data("image_folder", **options)
+    with caplog.at_level("INFO", "psvit.data.files"):
+        again = load_data("image_folder", **options)
+    assert not caplog.messages
+    assert torch.equal(first.test.images, again.test.images)
+    # another image in an old file's place is seen
+    path = folder / "test" / "cat" / "00.png"
+    write_image(path, 999)
+    os.utime(path, ns=(1, 1))
+    with caplog.at_level("INFO", "psvit.data.files"):
+        changed = load_data("image_folder", **options)
+    assert caplog.messages == [f"reading 10 images under {folder}"]
+    assert not torch.equal(first.test.images, changed.test.images)
+    # and other preprocessing is other images
+    assert load_data("image_folder", **options | {"image_size": 16}).test.images.shape[-1] == 16

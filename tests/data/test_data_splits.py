@@ -99,3 +99,11 @@ def test_calibration_images_are_plain_training_images(images):
     assert not Counter(image.numpy().tobytes() for image in levels) - stored(data.train)
     again = torch.cat([x for x, _ in data.calibration_dataloader(images)])
     assert torch.equal(taken, again)
+
+
+def test_the_seed_says_which_images_calibrate():
+    first, second = (load_data("digits", seed=seed, **PLAIN) for seed in (0, 1))
+    taken = [torch.cat([x for x, _ in d.calibration_dataloader(30)]) for d in (first, second)]
+    assert not torch.equal(*taken)
+    # and not who is in which split
+    assert torch.equal(first.train.images, second.train.images)
