@@ -43,11 +43,12 @@ def check_hidden(width: int, mlp_ratio: object) -> None:
         )
 
 
-def check_scale(attention_scale: object) -> None:
-    """Raise a UserError unless the scale is a number above 0."""
-    number = isinstance(attention_scale, (int, float)) and not isinstance(attention_scale, bool)
-    if not number or not attention_scale > 0:
-        raise UserError("model.attention_scale", attention_scale, "expected a number above 0")
+def check_scales(**scales: object) -> None:
+    """Raise a UserError for the first value that is no number above 0."""
+    for name, value in scales.items():
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not value > 0:
+            raise UserError(f"model.{name}", value, "expected a number above 0")
 
 
 def check_image(image_size: object, strides: Sequence[int]) -> None:

@@ -20,7 +20,7 @@ from psvit.errors import UserError
 from psvit.models.attention import SpikingSelfAttention, TokenAttention
 from psvit.models.base import SpikingTransformer, spread_drop_path
 from psvit.models.blocks import MLP, Head, MakeNeuron, PatchConv, ResidualBlock
-from psvit.models.checks import check_columnar, check_heads, check_hidden, check_scale
+from psvit.models.checks import check_columnar, check_heads, check_hidden, check_scales
 from psvit.models.layers import ConvBN, max_pool, per_step
 from psvit.models.ports import Ports
 from psvit.neurons import LIF
@@ -76,7 +76,7 @@ class QKFormer(SpikingTransformer):
         )
         check_heads(embed_dims // 4, num_heads)
         check_hidden(embed_dims // 4, mlp_ratio)
-        check_scale(attention_scale)
+        check_scales(attention_scale=attention_scale)
         if depth <= STAGE1 + STAGE2:
             raise UserError(
                 "model.depth", depth, f"expected at least {STAGE1 + STAGE2 + 1}, one for stage 3"

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from psvit.models.attention import SpikingSelfAttention
 from psvit.models.base import SpikingTransformer, spread_drop_path
 from psvit.models.blocks import MLP, Head, PatchConv, ResidualBlock
-from psvit.models.checks import check_columnar, check_scale
+from psvit.models.checks import check_columnar, check_scales
 from psvit.models.layers import ConvBN, max_pool, per_step
 from psvit.models.ports import Ports
 from psvit.neurons import LIF
@@ -63,7 +63,7 @@ class Spikformer(SpikingTransformer):
         check_columnar(
             embed_dims, depth, num_heads, image_size, num_classes, in_channels, strides, mlp_ratio
         )
-        check_scale(attention_scale)
+        check_scales(attention_scale=attention_scale)
         pool1, pool2, pool3, pool4 = strides
         self.stem = nn.Sequential(
             OrderedDict(
