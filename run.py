@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from psvit.errors import UserError
 from psvit.files import write_text
+from psvit.resume import Stopped, not_written, resumed_arguments, stoppable, stored_config
 
 SHOW_TRACEBACK = "HYDRA_FULL_ERROR"
 FAILED = 2
@@ -38,9 +39,13 @@ def main(cfg: DictConfig) -> float | list[float] | None:
     in_multirun = job.mode is RunMode.MULTIRUN
     if in_multirun:
         cfg.group = cfg.group or "/".join(Path(job.sweep.dir).parts[-2:])
+    resumed = cfg.resume is not None
     try:
         (folder / REASON).unlink(missing_ok=True)
-        results = run(cfg, folder)
+        if resumed:
+            cfg = stored_config(cfg, folder)
+        with stoppable(folder):
+            results = run(cfg, folder, resumed)
     except (UserError, HydraException, OmegaConfBaseException) as error:
         # Hydra would print the job's overrides and a traceback before an error reached our caller
         if traceback_wanted:
@@ -98,11 +103,15 @@ if __name__ == "__main__":
     # without it Hydra prints a traceback of its own and exits before an error reaches us
     os.environ[SHOW_TRACEBACK] = "1"
     try:
+        sys.argv[1:] = resumed_arguments(sys.argv[1:])
         main()
-    except HydraException as error:
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(stopped.exit_code)
+    except (HydraException, UserError, OSError) as error:
         if traceback_wanted:
             raise
-        sys.exit(tell(error))
+        sys.exit(tell(not_written(error) if isinstance(error, OSError) else error))
     from psvit.report.multirun import Comparison
 
     sys.exit(FAILED if Comparison.failed else 0)

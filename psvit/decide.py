@@ -2,29 +2,58 @@
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from psvit.cache import tensors_fingerprint
 from psvit.channels import Plan
+from psvit.files import copy_whole
 from psvit.pruning import allocation
 from psvit.pruning.allocation import Budget, Decision, largest_cut
 from psvit.pruning.ranking import Ranking
 from psvit.stages import Stages
 
 
-def decide(stages: Stages, network: nn.Module, budget: Budget) -> Decision:
+def decide(stages: Stages, network: nn.Module, budget: Budget, number: int) -> Decision:
     """The policy's plan for ``network``, within ``pruning.max_accuracy_drop`` where it is given.
+
+    A run that goes on takes the plan that it had made, and the tables that the plan was made from.
 
     Args:
         stages: measures what the policy asks for.
         network: the network to cut; in a later round one that is already cut.
         budget: what is to be saved of ``network``.
+        number: of the round.
 
     Raises:
         UserError: the budget cannot be met.
     """
+    before = len(stages.tables)
+
+    def make(folder: Path) -> None:
+        _decide(stages, network, budget).save(folder)
+        for name in stages.tables[before:]:
+            copy_whole(stages.folder / name, folder / name)
+
+    entry = stages.reuse.own(
+        "plan",
+        make,
+        network=tensors_fingerprint(network.state_dict()),
+        model=network.spec,
+        base=tensors_fingerprint(stages.base.state_dict()),
+        pruning=stages.cfg.pruning,
+        round=number,
+    )
+    stages.tables[before:] = sorted(path.name for path in entry.glob("sensitivity*.csv"))
+    for name in stages.tables[before:]:
+        copy_whole(entry / name, stages.folder / name)
+    return Decision.load(entry)
+
+
+def _decide(stages: Stages, network: nn.Module, budget: Budget) -> Decision:
     pruning = stages.cfg.pruning
     solve = _POLICIES[pruning.name](stages, network)
     if pruning.max_accuracy_drop is None or pruning.name == "prioritized":

@@ -14,7 +14,7 @@ from psvit.config import check_config
 from psvit.console import print_config, quiet_libraries
 from psvit.data import create_data
 from psvit.decide import decide, make_budget, round_budget
-from psvit.files import write_json, write_text
+from psvit.files import read_json, write_json, write_text
 from psvit.provenance import environment
 from psvit.pruning import allocation, prune
 from psvit.pruning.allocation import Budget
@@ -22,20 +22,22 @@ from psvit.pruning.surgery import compose
 from psvit.report import write_report
 from psvit.report.dashboard import log_run
 from psvit.report.files import read_run
-from psvit.report.loggers import close_loggers, open_loggers, wandb_run
+from psvit.report.loggers import close_loggers, logger_ids, open_loggers, wandb_run
 from psvit.report.table import print_table
+from psvit.resume import CONFIG, claimed, read_state, write_state
 from psvit.setup import build_network, check_pruning, set_deterministic
 from psvit.stages import Stages
 
 _log = logging.getLogger(__name__)
 
 
-def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
+def run(cfg: DictConfig, folder: Path, resumed: bool = False) -> dict[str, Any]:
     """Train, analyse, prune, fine-tune and report, as ``cfg`` says.
 
     Args:
         cfg: the composed config.
         folder: the run's folder.
+        resumed: whether the folder is that of a run that was stopped, and goes on.
 
     Returns:
         What ``results.json`` holds.
@@ -44,6 +46,14 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
         UserError: something in the config or the data is wrong; before any training where it can
             be known.
     """
+    with claimed(folder):
+        if resumed and read_state(folder)["finished"]:
+            _log.info("%s is finished: there is nothing left to do", folder)
+            return read_json(folder / "results.json")
+        return _claimed_run(cfg, folder, resumed)
+
+
+def _claimed_run(cfg: DictConfig, folder: Path, resumed: bool) -> dict[str, Any]:
     quiet_libraries()
     check_config(cfg)
     if not cfg.train:
@@ -57,10 +67,13 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     data = create_data(cfg.dataset, cfg.seed)
     network, trained = build_network(cfg, data)
     check_pruning(cfg, data, network)
-    write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-    write_json(folder / "environment.json", environment())
+    if not resumed:
+        write_state(folder, finished=False, loggers={})
+        write_text(folder / CONFIG, OmegaConf.to_yaml(cfg, resolve=True))
+        write_json(folder / "environment.json", environment())
 
-    loggers = open_loggers(cfg.logger)
+    loggers = open_loggers(cfg.logger, read_state(folder)["loggers"])
+    write_state(folder, loggers=logger_ids(loggers))
     failed = True
     try:
         stages = Stages(cfg, data, folder, loggers)
@@ -74,6 +87,8 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
         failed = False
     finally:
         close_loggers(loggers, failed)
+    write_state(folder, finished=True)
+    stages.reuse.clear()
     return stages.record.results
 
 
@@ -113,13 +128,13 @@ def _prune(stages: Stages, network: nn.Module, budget: Budget) -> None:
     for number in range(1, rounds + 1):
         name = policy if number == rounds else f"{policy}, round {number} of {rounds}"
         share = round_budget(stages, budget, plan, current, number / rounds)
-        decision = decide(stages, current, share)
+        decision = decide(stages, current, share, number)
         plan = compose(network, plan, decision.plan)
         stages.record.save_plan(network, plan, decision)
         pruned = prune(current, decision.plan)
         stages.record.add_row(name, pruned, policy, "pruned")
         stages.record.save_network("pruned", pruned, plan)
-        mended = stages.recover(pruned, decision.plan, current)
+        mended = stages.recovered(pruned, decision.plan, current)
         if cfg.pruning.recovery != "none":
             stages.record.add_row(f"{name} + recovery", mended, policy, "recovered")
             stages.record.save_network("recovered", mended, plan)

@@ -12,6 +12,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from psvit.cache import tensors_fingerprint
 from psvit.channels import Plan
 from psvit.data import ImageData
 from psvit.files import write_csv, write_json
@@ -20,6 +21,7 @@ from psvit.measured import Measured
 from psvit.provenance import code_state
 from psvit.pruning import checkpoint, pruned_parameters
 from psvit.pruning.allocation import Decision
+from psvit.reuse import Reuse
 
 _log = logging.getLogger(__name__)
 
@@ -39,13 +41,17 @@ class Record:
         data: the images.
         folder: where the files go.
         device: where networks are measured.
+        reuse: what the run has measured before it was stopped.
 
     Attributes:
         results: what ``results.json`` holds.
     """
 
-    def __init__(self, cfg: DictConfig, data: ImageData, folder: Path, device: torch.device):
+    def __init__(
+        self, cfg: DictConfig, data: ImageData, folder: Path, device: torch.device, reuse: Reuse
+    ):
         self.cfg, self.data, self.folder, self.device = cfg, data, folder, device
+        self.reuse = reuse
         # whose images the table's networks are measured on
         self.split = "test" if cfg.test else "validation"
         self.results: dict[str, Any] = {
@@ -80,7 +86,17 @@ class Record:
             stage: ``base``, ``pruned``, ``recovered`` or ``finetuned``.
         """
         with self.timed("measures"):
-            found = self.measured.add(name, network)
+            found = self.reuse.own_value(
+                "row",
+                lambda: self.measured.add(name, network),
+                name=name,
+                network=tensors_fingerprint(network.state_dict()),
+                model=network.spec,
+                measure=self.cfg.measure,
+                split=self.split,
+            )
+        # also where it was measured before the run was stopped
+        self.measured.remember(name, network)
         self.results["rows"].append(
             {
                 "name": name,

@@ -1,5 +1,7 @@
 """Costly stages: what they depend on, and where their results are kept for those who need them."""
 
+import functools
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -10,13 +12,17 @@ from torch import nn
 
 from psvit.cache import StageCache, code_version, data_fingerprint, tensors_fingerprint
 from psvit.data import ImageData
+from psvit.files import read_json, write_json
 from psvit.pruning.ranking import Ranking
 
+# in a run's folder, what is done, until all is
+DONE = "stages"
 # the code that a stage's result depends on
 TRAINED_BY = tuple(
     f"psvit.{part}" for part in ("models", "neurons", "channels", "data", "training", "setup")
 )
 MEASURED_BY = (*TRAINED_BY, "psvit.pruning", "psvit.measure", "psvit.inference")
+DECIDED_BY = (*MEASURED_BY, "psvit.measured", "psvit.stages", "psvit.decide")
 # of the trainer: what changes how much is told, or how long
 NOT_IN_KEY = ("max_epochs", "log_every_n_steps", "enable_model_summary")
 
@@ -32,8 +38,18 @@ class Reuse:
 
     def __init__(self, cfg: DictConfig, data: ImageData, folder: Path):
         self.cfg, self.data = cfg, data
-        root = None if cfg.paths.cache_dir is None else Path(cfg.paths.cache_dir)
-        self._cache = StageCache(root, scratch=folder)
+        self.folder = folder / DONE
+        self._own = StageCache(self.folder, option="paths.output_dir")
+        root = cfg.paths.cache_dir
+        self._cache = self._own if root is None else StageCache(Path(root))
+
+    @functools.cached_property
+    def _data(self) -> str:
+        return data_fingerprint(self.data)
+
+    def clear(self) -> None:
+        """Remove what only a run that goes on needs."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def shared(
         self, stage: str, code: Sequence[str], make: Callable[[Path], None], **key: Any
@@ -46,22 +62,39 @@ class Reuse:
             make: writes the result into a folder.
             key: what the result depends on beside them, the data, the seed and the trainer.
         """
+        return self._cache.get(stage, self._key(code, key), make)
+
+    def own(self, stage: str, make: Callable[[Path], None], **key: Any) -> Path:
+        """The folder with what ``make`` writes, which this run alone needs: if it goes on again.
+
+        Args:
+            stage: the kind of result.
+            make: writes the result into a folder.
+            key: what the result depends on, as for ``shared``.
+        """
+        return self._own.get(stage, self._key(DECIDED_BY, key), make)
+
+    def own_value(self, stage: str, make: Callable[[], Any], **key: Any) -> Any:
+        """As ``own``, for what JSON holds."""
+
+        def write(folder: Path) -> None:
+            write_json(folder / "value.json", make())
+
+        return read_json(self.own(stage, write, **key) / "value.json")
+
+    def _key(self, code: Sequence[str], key: dict[str, Any]) -> dict[str, Any]:
         cfg = self.cfg
-        return self._cache.get(
-            stage,
-            {
-                **{name: asdict(x) if is_dataclass(x) else x for name, x in key.items()},
-                "seed": cfg.seed,
-                "threads": cfg.threads,
-                "channels_last": cfg.channels_last,
-                "trainer": {
-                    name: value for name, value in cfg.trainer.items() if name not in NOT_IN_KEY
-                },
-                "data": data_fingerprint(self.data),
-                "code": code_version(*code, *filter(None, [cfg.model.get("module")])),
+        return {
+            **{name: asdict(x) if is_dataclass(x) else x for name, x in key.items()},
+            "seed": cfg.seed,
+            "threads": cfg.threads,
+            "channels_last": cfg.channels_last,
+            "trainer": {
+                name: value for name, value in cfg.trainer.items() if name not in NOT_IN_KEY
             },
-            make,
-        )
+            "data": self._data,
+            "code": code_version(*code, *filter(None, [cfg.model.get("module")])),
+        }
 
     def measured(
         self,

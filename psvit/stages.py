@@ -2,8 +2,10 @@
 
 import copy
 import logging
+import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -11,9 +13,10 @@ from lightning import Callback, seed_everything
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from psvit.cache import tensors_fingerprint
 from psvit.channels import Plan
 from psvit.data import ImageData
 from psvit.files import copy_whole, write_csv, write_whole
@@ -62,39 +65,44 @@ class Stages:
         self.cfg, self.data, self.folder, self.loggers = cfg, data, folder, loggers
         on_gpu = cfg.trainer.accelerator in ("gpu", "cuda")
         self.device = torch.device("cuda" if on_gpu else "cpu")
-        self.record = Record(cfg, data, folder, self.device)
-        self._reuse = Reuse(cfg, data, folder)
+        self.reuse = Reuse(cfg, data, folder)
+        self.record = Record(cfg, data, folder, self.device, self.reuse)
         # the network that everything is compared with, once it is trained
         self.base: nn.Module | None = None
-        self._tables = 0
+        # the sensitivity tables so far
+        self.tables: list[str] = []
 
     def train_base(self, network: nn.Module) -> nn.Module:
         """Train the base network, or take the weights of a run that trained the same one."""
         recipe = Recipe(epochs=self.cfg.trainer.max_epochs, **self.cfg.training)
 
         def make(folder: Path) -> None:
-            trained = self._fit(network, recipe, "base", folder)
-            weights = {name: tensor.contiguous() for name, tensor in trained.state_dict().items()}
-            write_whole(folder / WEIGHTS, lambda path: save_file(weights, path))
+            self._fit(network, recipe, "base", folder)
 
         with self.record.timed("training"):
-            entry = self._reuse.shared("base", TRAINED_BY, make, model=network.spec, recipe=recipe)
+            entry = self.reuse.shared("base", TRAINED_BY, make, model=network.spec, recipe=recipe)
             network.load_state_dict(load_file(entry / WEIGHTS))
         return network
 
     def finetune(self, network: nn.Module, plan: Plan, pruned: nn.Module) -> nn.Module:
         """Prune a copy of ``network`` inside Lightning and train on from ``pruned``'s weights."""
-        with self.record.timed("fine-tuning"):
-            recipe = Recipe(**self.cfg.finetune)
+        recipe = Recipe(**self.cfg.finetune)
+        teacher = self.base if recipe.distills else None
+
+        def make(folder: Path) -> None:
             callback = PruneBeforeFit(plan, pruned.state_dict())
-            return self._fit(
-                copy.deepcopy(network),
-                recipe,
-                "finetune",
-                self.folder,
-                [callback],
-                teacher=self.base if recipe.distills else None,
+            self._fit(copy.deepcopy(network), recipe, "finetune", folder, [callback], teacher)
+
+        with self.record.timed("fine-tuning"):
+            entry = self.reuse.own(
+                "finetuned",
+                make,
+                weights=tensors_fingerprint(pruned.state_dict()),
+                model=network.spec,
+                recipe=recipe,
+                teacher=tensors_fingerprint(teacher.state_dict()) if teacher else None,
             )
+        return _with_weights(pruned, entry)
 
     def rank(self, network: nn.Module) -> Ranking:
         """The channels of each group that may be pruned, in order of their importance."""
@@ -135,6 +143,21 @@ class Stages:
                 self.device,
             )
 
+    def recovered(self, pruned: nn.Module, plan: Plan, network: nn.Module) -> nn.Module:
+        """What ``recover`` gives, done once in a run that goes on."""
+        if self.cfg.pruning.recovery == "none":
+            return pruned
+        pruning = self.cfg.pruning
+        entry = self.reuse.own(
+            "recovered",
+            lambda folder: _write_weights(folder / WEIGHTS, self.recover(pruned, plan, network)),
+            weights=tensors_fingerprint(pruned.state_dict()),
+            network=tensors_fingerprint(network.state_dict()),
+            plan=plan,
+            values=[pruning.recovery, pruning.ridge, pruning.calibration_images],
+        )
+        return _with_weights(pruned, entry)
+
     def uniform_curve(self, network: nn.Module, ranking: Ranking) -> None:
         """Step 1: the whole network pruned at each ratio of the grid -> ``uniform.csv``."""
 
@@ -149,7 +172,7 @@ class Stages:
             )
 
         with self.record.timed("uniform curve"):
-            entry = self._reuse.measured("uniform", network, self.base, ranking, make)
+            entry = self.reuse.measured("uniform", network, self.base, ranking, make)
             copy_whole(entry / "uniform.csv", self.folder / "uniform.csv")
         base = pd.read_csv(self.folder / "uniform.csv").iloc[0]
         self.record.results["validation"] = {
@@ -164,8 +187,8 @@ class Stages:
 
         Networks that are already cut have files of their own, numbered from 2 on.
         """
-        self._tables += 1
-        name = "sensitivity.csv" if self._tables == 1 else f"sensitivity_{self._tables}.csv"
+        name = f"sensitivity_{len(self.tables) + 1}.csv" if self.tables else "sensitivity.csv"
+        self.tables.append(name)
 
         def make(folder: Path) -> None:
             with Progress(*PROGRESS) as bar:
@@ -182,7 +205,7 @@ class Stages:
                 )
 
         with self.record.timed("sensitivity"):
-            entry = self._reuse.measured("sensitivity", network, self.base, ranking, make)
+            entry = self.reuse.measured("sensitivity", network, self.base, ranking, make)
             copy_whole(entry / "sensitivity.csv", self.folder / name)
         return pd.read_csv(self.folder / name)
 
@@ -194,11 +217,17 @@ class Stages:
         measure = decision.measure
         if measure is None:
             return
-        before = getattr(self.divergence(self.base), measure)
-        found = {
-            name: getattr(self.divergence(network), measure) - before
-            for name, network in (("measured", pruned), ("measured_after_recovery", mended))
-        }
+
+        def compare() -> dict[str, float]:
+            before = getattr(self.divergence(self.base), measure)
+            return {
+                name: getattr(self.divergence(network), measure) - before
+                for name, network in (("measured", pruned), ("measured_after_recovery", mended))
+            }
+
+        found = self.reuse.own_value(
+            "prediction", compare, **self._networks(self.base, pruned, mended), measure=measure
+        )
         self.record.results["prediction"] = {
             "measure": measure,
             "predicted": decision.predicted,
@@ -208,11 +237,26 @@ class Stages:
 
     def diagnose(self, network: nn.Module) -> None:
         """Which neurons of a cut network fire less, or no more -> ``diagnostics.csv``."""
-        with self.record.timed("diagnostics"):
-            images = min(DIAGNOSED_IMAGES, len(self.data.val))
+        images = min(DIAGNOSED_IMAGES, len(self.data.val))
+
+        def make(folder: Path) -> None:
             batches = list(self.data.val_dataloader(images))
             table = diagnose(self.base, network, batches, self.device)
-            write_csv(self.folder / "diagnostics.csv", table)
+            write_csv(folder / "diagnostics.csv", table)
+
+        with self.record.timed("diagnostics"):
+            entry = self.reuse.own(
+                "diagnostics", make, **self._networks(self.base, network), images=images
+            )
+            copy_whole(entry / "diagnostics.csv", self.folder / "diagnostics.csv")
+
+    @staticmethod
+    def _networks(*networks: nn.Module) -> dict[str, Any]:
+        """A key for what is measured of networks."""
+        return {
+            "networks": [tensors_fingerprint(network.state_dict()) for network in networks],
+            "models": [network.spec for network in networks],
+        }
 
     def _fit(
         self,
@@ -222,8 +266,26 @@ class Stages:
         folder: Path,
         callbacks: Sequence[Callback] = (),
         teacher: nn.Module | None = None,
-    ) -> nn.Module:
-        # what a stage draws by chance does not depend on whether an earlier one came from the cache
-        seed_everything(self.cfg.seed, verbose=False)
-        module = Classifier(network, recipe, self.data.num_classes, prefix, teacher)
-        return fit(module, self.data, self.cfg.trainer, folder, self.loggers, callbacks)
+    ) -> None:
+        """Train ``network`` and write the weights that are kept into ``folder``."""
+        weights = folder / WEIGHTS
+        if not weights.exists():
+            # what a stage draws by chance does not depend on what was done before
+            seed_everything(self.cfg.seed, verbose=False)
+            module = Classifier(network, recipe, self.data.num_classes, prefix, teacher)
+            trained = fit(module, self.data, self.cfg.trainer, folder, self.loggers, callbacks)
+            _write_weights(weights, trained)
+        # not before the weights are there
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def _write_weights(path: Path, network: nn.Module) -> None:
+    data = save({name: tensor.contiguous() for name, tensor in network.state_dict().items()})
+    write_whole(path, lambda temporary: temporary.write_bytes(data))
+
+
+def _with_weights(network: nn.Module, entry: Path) -> nn.Module:
+    """A copy of ``network`` with the weights that a stage left in ``entry``."""
+    network = copy.deepcopy(network)
+    network.load_state_dict(load_file(entry / WEIGHTS))
+    return network

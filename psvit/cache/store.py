@@ -120,7 +120,9 @@ class StageCache:
                 write_text(partial / KEY, yaml.safe_dump(about, sort_keys=False))
                 write_json(partial / MANIFEST, _manifest(partial))
                 partial.rename(entry)
-        _log.info("%s took %.1f s and is kept in %s", stage, about["seconds"], entry)
+        # what is quickly made again is not worth a line
+        level = logging.INFO if about["seconds"] >= 1 else logging.DEBUG
+        _log.log(level, "%s took %.1f s and is kept in %s", stage, about["seconds"], entry)
         self._give_up_stale(stage)
         return entry
 

@@ -1,6 +1,7 @@
 """Opens and closes the loggers that the ``logger`` config group names."""
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from hydra.utils import instantiate
@@ -11,16 +12,21 @@ from omegaconf import DictConfig
 _log = logging.getLogger(__name__)
 
 
-def open_loggers(config: DictConfig | None) -> list[Logger]:
+def open_loggers(config: DictConfig | None, ids: Mapping[str, str] | None = None) -> list[Logger]:
     """Make the loggers of ``config``, a mapping from a logger's name to its ``_target_`` config.
+
+    ``ids``, as ``logger_ids`` gave them, are of the W&B runs that go on.
 
     A logger that cannot be had never stops a run: one whose package is not installed is left out,
     and W&B without an account or a network goes on offline. Either is said in one line.
     """
     loggers = []
     for name, entry in (config or {}).items():
+        again = {}
+        if ids and "offline" in entry and ids.get("wandb"):
+            again = {"id": ids["wandb"], "resume": "allow"}
         try:
-            loggers.append(_opened(instantiate(entry)))
+            loggers.append(_opened(instantiate(entry, **again)))
         except Exception as error:  # whatever a logging service raises
             reason = _reason(error)
             if isinstance(error.__cause__, ModuleNotFoundError):
@@ -28,10 +34,16 @@ def open_loggers(config: DictConfig | None) -> list[Logger]:
             elif entry.get("offline") is False:
                 _log.warning("logger=%s goes on offline: %s", name, reason)
                 # Lightning's ``offline`` alone comes too late once W&B has read its environment
-                loggers.append(_opened(instantiate(entry, offline=True, mode="offline")))
+                loggers.append(_opened(instantiate(entry, offline=True, mode="offline", **again)))
             else:
                 raise
     return loggers
+
+
+def logger_ids(loggers: list[Logger]) -> dict[str, str]:
+    """What a run that goes on needs to log to the same W&B run: its id, under ``wandb``."""
+    live = wandb_run(loggers)
+    return {} if live is None else {"wandb": live.id}
 
 
 def wandb_run(loggers: list[Logger]) -> Any | None:

@@ -1,19 +1,35 @@
 """One training through Lightning: averaging, checkpoints, and which weights are kept."""
 
-import shutil
+import io
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from hydra.utils import instantiate
 from lightning import Callback, LightningDataModule
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins import TorchCheckpointIO
 from omegaconf import DictConfig
 from torch import nn
 
+from psvit.errors import UserError
+from psvit.files import write_whole
 from psvit.training.callbacks import KeepRandomState, MovingAverage
 from psvit.training.module import Classifier
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Writes checkpoints whole or not at all: a run may be killed, or the disk be full."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        write_whole(Path(path), lambda temporary: temporary.write_bytes(buffer.getbuffer()))
 
 
 def fit(
@@ -27,8 +43,8 @@ def fit(
     """Train ``module`` by its recipe.
 
     Every epoch is checkpointed under ``folder/checkpoints/<prefix>``. A training that finds its
-    last epoch there goes on from it, and ends with the weights it would have ended with; one that
-    ends clears the folder.
+    last epoch there goes on from it, and ends with the weights it would have ended with. The caller
+    clears the folder when the weights are safe.
 
     Args:
         module: the network and its recipe.
@@ -43,7 +59,8 @@ def fit(
         The trained network: the weights that the recipe keeps.
 
     Raises:
-        UserError: the loss is no longer a number; the last epoch's checkpoint stays.
+        UserError: the loss is no longer a number; the last epoch's checkpoint stays. Or that
+            checkpoint cannot be read.
     """
     recipe = module.recipe
     checkpoints = folder / "checkpoints" / module.prefix
@@ -75,14 +92,31 @@ def fit(
             *averaging,
             *savers,
         ],
+        plugins=[WholeCheckpoints()],
     )
     last, kept = checkpoints / "last.ckpt", checkpoints / f"{recipe.keep}.ckpt"
     # an evaluation may have come before, and Lightning leaves the mode as it finds it
-    lightning.fit(module.train(), data, ckpt_path=str(last) if last.exists() else None)
+    lightning.fit(
+        module.train(),
+        data,
+        ckpt_path=str(last) if _readable(last) else None,
+        weights_only=True,
+    )
     # Lightning's `fast_dev_run` leaves none
     if kept.exists():
         saved = torch.load(kept, map_location="cpu", weights_only=True)
         module.load_state_dict(saved["state_dict"])
     lightning.strategy.barrier()
-    shutil.rmtree(checkpoints.parent, ignore_errors=True)
     return module.network
+
+
+def _readable(path: Path) -> bool:
+    """Whether there is a checkpoint to go on from."""
+    if not path.exists():
+        return False
+    try:
+        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        reason = f"cannot be read ({error}); remove it to train from the first epoch"
+        raise UserError("resume", path, reason) from error
+    return True

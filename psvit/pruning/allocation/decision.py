@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from torch import nn
 
 from psvit.channels import Plan
+from psvit.files import read_json, write_csv, write_json
 from psvit.measure.footprint import parameters
 from psvit.pruning.ranking import Ranking
 from psvit.pruning.surgery import pruned_parameters
@@ -38,6 +40,23 @@ class Decision:
     def predicted(self) -> float:
         """Predicted cost of the whole plan, as if the groups did not interact."""
         return float(self.why.predicted_cost.sum())
+
+    def save(self, folder: Path) -> None:
+        """Write it to ``folder``, for ``load``."""
+        write_csv(folder / "why.csv", self.why)
+        if self.log is not None:
+            write_csv(folder / "log.csv", self.log)
+        write_json(folder / "decision.json", {"kept": dict(self.plan), "measure": self.measure})
+
+    @staticmethod
+    def load(folder: Path) -> "Decision":
+        """Read what ``save`` wrote."""
+        why, log = (
+            pd.read_csv(path, float_precision="round_trip") if path.exists() else None
+            for path in (folder / "why.csv", folder / "log.csv")
+        )
+        found = read_json(folder / "decision.json")
+        return Decision(Plan(found["kept"]), why, found["measure"], log)
 
 
 def explain(
