@@ -16,7 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from psvit.errors import UserError
 from psvit.files import write_text
-from psvit.resume import Stopped, not_written, resumed_arguments, stoppable, stored_config
+from psvit.resume import DISK, Stopped, not_written, resumed_arguments, stoppable, stored_config
+from psvit.suggest import did_you_mean
 
 SHOW_TRACEBACK = "HYDRA_FULL_ERROR"
 FAILED = 2
@@ -85,7 +86,8 @@ def tell(error: Exception, prefix: str = "") -> int:
     """Print an error as one line; returns the exit code."""
     override = getattr(error, "override", None)
     where = f"{override}: " if override else ""
-    print(f"{prefix}{where}{one_line(error)}{missing_plugin(error)}", file=sys.stderr)
+    hint = missing_plugin(error) or did_you_mean(error, sys.argv[1:])
+    print(f"{prefix}{where}{one_line(error)}{hint}", file=sys.stderr)
     return FAILED
 
 
@@ -108,10 +110,15 @@ if __name__ == "__main__":
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(stopped.exit_code)
-    except (HydraException, UserError, OSError) as error:
+    except (HydraException, UserError) as error:
         if traceback_wanted:
             raise
-        sys.exit(tell(not_written(error) if isinstance(error, OSError) else error))
+        sys.exit(tell(error))
+    except OSError as error:
+        # Hydra makes the run's folder
+        if traceback_wanted or error.errno not in DISK:
+            raise
+        sys.exit(tell(not_written(error)))
     from psvit.report.multirun import Comparison
 
     sys.exit(FAILED if Comparison.failed else 0)

@@ -54,6 +54,9 @@ _RECIPE = {
 
 POLICIES = ("none", "uniform", "sensitivity", "fine_grained", "prioritized", "budgeted", "global")
 
+# of Lightning's, those that networks are trained in, under their new and old names
+PRECISIONS = ("32-true", "32", "64-true", "64", "16-mixed", "bf16-mixed", "16-true", "bf16-true")
+
 # of a network's row in the results
 OBJECTIVES = ("top1", "loss", "parameters", "memory_mb", "memory_saving")
 
@@ -71,6 +74,12 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "trainer.deterministic": (
         lambda x: isinstance(x, bool) or x == "warn",
         "true, false, or warn",
+    ),
+    "name": (lambda x: isinstance(x, str) and x != "", "a name"),
+    "tags": (_names, "a list of names"),
+    "paths.cache_dir": (
+        lambda x: x is None or (isinstance(x, str) and x != ""),
+        "a folder, or null for no cache",
     ),
     "seed": (_whole(0, 2**32 - 1), "a whole number from 0 to 4294967295"),
     "pruning.ratio": (_ratio, "a ratio in [0, 1)"),
@@ -137,6 +146,18 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda x: x is None or (isinstance(x, str) and x != ""),
         "a folder, a file, or null",
     ),
+    "trainer.accelerator": _one_of(("cpu", "gpu", "cuda", "auto")),
+    "trainer.devices": (
+        lambda x: x in ("auto", -1) or _whole(1)(x) or (isinstance(x, list) and len(x) > 0),
+        "a whole number of at least 1, a list of devices, or auto",
+    ),
+    "trainer.precision": (lambda x: str(x) in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
+    "trainer.gradient_clip_val": (
+        lambda x: x is None or (_number(0.0, 1e6)(x) and x > 0),
+        "a number above 0, or null",
+    ),
+    "trainer.log_every_n_steps": (_whole(1), "a whole number of at least 1"),
+    "trainer.enable_model_summary": (lambda x: isinstance(x, bool), "true or false"),
     "trainer.check_val_every_n_epoch": (_whole(1), "a whole number of at least 1"),
     "finetune.epochs": (_whole(0), "a whole number of at least 0"),
     "trainer.max_epochs": (_whole(1), "a whole number of at least 1"),

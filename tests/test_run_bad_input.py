@@ -41,7 +41,7 @@ def command(monkeypatch, capsys, tmp_path, tiny_run):
         (["pruning=uniform", "pruning.ratio=1.0"], "pruning.ratio=1.0"),
         (["name=${nowhere}"], "nowhere"),
         # what Lightning refuses
-        (["trainer.devices=0"], "devices=0"),
+        (["+trainer.limit_val_batches=-3"], "limit_val_batches"),
     ],
 )
 def test_whoever_refuses_it_one_line(command, tmp_path, overrides, named):
@@ -54,7 +54,7 @@ def test_whoever_refuses_it_one_line(command, tmp_path, overrides, named):
 
 @pytest.mark.parametrize(
     ("override", "expected"),
-    [("seed=-1", UserError), ("nonsense=1", HydraException), ("trainer.devices=0", HydraException)],
+    [("seed=-1", UserError), ("nonsense=1", HydraException), ("+trainer.x=0", HydraException)],
 )
 def test_the_traceback_is_there_for_who_wants_it(command, override, expected):
     # what reaches the top is what Python prints with its traceback

@@ -1,0 +1,173 @@
+"""Values that cannot be right: each is refused in one line that names it, before anything is read.
+
+The whole config is composed once; a row of the table changes one value of it.
+"""
+
+import copy
+import runpy
+
+import pytest
+import yaml
+from main_job import RUN
+from omegaconf import OmegaConf
+
+from psvit.config import check_config
+from psvit.data.options import check_options
+from psvit.errors import UserError
+from psvit.models import create_model
+
+# option=value -> a word of what would be right
+WRONG = {
+    "name=''": "a name",
+    "tags=digits": "a list of names",
+    "tags=[1]": "a list of names",
+    "seed=-1": "from 0 to",
+    "seed=1.5": "whole number",
+    "seed=true": "whole number",
+    "seed=4294967296": "4294967295",
+    "threads=0": "at least 1",
+    "threads=many": "at least 1",
+    "channels_last=1": "true or false",
+    "print_config=maybe": "true or false",
+    "train=0": "true or false",
+    "test=null": "true or false",
+    "ckpt_path=''": "a folder",
+    "paths.cache_dir=3": "null for no cache",
+    "trainer.max_epochs=0": "at least 1",
+    "trainer.max_epochs=2.5": "whole number",
+    "trainer.max_epochs=null": "whole number",
+    "trainer.accelerator=tpu-pod": "cpu",
+    "trainer.devices=0": "at least 1",
+    "trainer.devices=all": "auto",
+    "trainer.precision=8": "bf16-mixed",
+    "trainer.gradient_clip_val=-1": "above 0",
+    "trainer.gradient_clip_val=0": "null",
+    "trainer.log_every_n_steps=0": "at least 1",
+    "trainer.check_val_every_n_epoch=0": "at least 1",
+    "trainer.enable_model_summary=2": "true or false",
+    "training.lr=0": "above 0",
+    "training.lr=-1e-3": "above 0",
+    "training.lr=fast": "a number",
+    "training.lr=.nan": "a number",
+    "training.lr=.inf": "a number",
+    "training.weight_decay=-0.1": "at least 0",
+    "training.warmup_epochs=-1": "at least 0",
+    "training.warmup_epochs=99": "less than trainer.max_epochs",
+    "training.min_lr=1": "at most training.lr",
+    "training.label_smoothing=1": "[0, 1)",
+    "training.mixup=-1": "alpha",
+    "training.cutmix=yes": "alpha",
+    "training.ema_decay=1": "[0, 1)",
+    "training.keep=worst": "best",
+    "finetune.epochs=-1": "at least 0",
+    "finetune.lr=null": "above 0",
+    "finetune.distill_weight=2": "[0, 1]",
+    "finetune.distill_temperature=0": "above 0",
+    "finetune.distill_rates=-1": "at least 0",
+    "pruning.name=magic": "budgeted",
+    "pruning.ratios=[]": "(0, 1)",
+    "pruning.ratios=0.5": "a list",
+    "pruning.ratios=[0.5,1.0]": "(0, 1)",
+    "pruning.ratios=[half]": "(0, 1)",
+    "pruning.target_memory_saving=0": "(0, 1)",
+    "pruning.target_memory_saving=22.4": "(0, 1)",
+    "pruning.target_memory_saving=null": "pruning.max_accuracy_drop",
+    "pruning.target_saving={speed: 0.3}": "memory",
+    "pruning.budget=speed": "memory",
+    "pruning.budget=[]": "memory",
+    "pruning.max_accuracy_drop=-1": "[0, 100]",
+    "pruning.rounds=0": "at least 1",
+    "pruning.importance=l7": "l2",
+    "pruning.kinds=[]": "hidden",
+    "pruning.kinds=[conv]": "hidden",
+    "pruning.protect=stage1": "patterns",
+    "pruning.recovery=magic": "none",
+    "pruning.ridge=-1": "at least 0",
+    "pruning.calibration_images=0": "at least 1",
+    "pruning.round_to=0": "at least 1",
+    "pruning.min_keep=-1": "channels",
+    "pruning.max_steps=0": "at least 1",
+    "pruning.sensitivity.images=0": "null",
+    "dataset.name=mnist": "digits",
+    "dataset.image_size=0": "at least 1",
+    "dataset.batch_size=-1": "at least 1",
+    "dataset.num_workers=-1": "at least 0",
+    "dataset.val_fraction=1": "between 0 and 1",
+    "dataset.mean=[0.5]": "three numbers",
+    "dataset.std=[1,1,0]": "above 0",
+    "dataset.interpolation=best": "bilinear",
+    "dataset.crop_pct=0": "above 0",
+    "dataset.root=/tmp": "must be null",
+    "dataset.augment.hflip=2": "between 0 and 1",
+    "dataset.augment.random_resized_crop=[1,0.5]": "smallest",
+    "model.time_steps=0": "at least 1",
+    "model.num_heads=3": "divide",
+    "model.image_size=8": "at least 16",
+    "model.name=vgg": "meta_spikeformer",
+}
+
+
+@pytest.fixture(scope="module")
+def composed(config):
+    # every option that there is
+    cfg = config("pruning=budgeted", "finetune=distill", "dataset.image_size=32")
+    cfg.name, cfg.model.num_classes, cfg.model.in_channels = "run", 10, 3
+    return cfg
+
+
+def check(cfg):
+    check_config(cfg)
+    check_options(cfg.dataset)
+    create_model(**OmegaConf.to_container(cfg.model, resolve=True))
+
+
+def test_the_config_itself_is_right(composed):
+    check(copy.deepcopy(composed))
+
+
+@pytest.mark.parametrize("override", WRONG)
+def test_a_value_that_cannot_be_right(composed, override):
+    cfg = copy.deepcopy(composed)
+    option, _, value = override.partition("=")
+    OmegaConf.update(cfg, option, yaml.safe_load(value))
+    with pytest.raises(UserError) as error:
+        check(cfg)
+    message = str(error.value)
+    assert message.startswith(f"{option}=") and WRONG[override] in message
+    assert "\n" not in message
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path):
+    """``python run.py`` in this process: exit code and what it tells."""
+
+    def call(*overrides):
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+        monkeypatch.setattr("sys.argv", [str(RUN), f"hydra.run.dir={tmp_path}/run", *overrides])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(RUN), run_name="__main__")
+        return ended.value.code, capsys.readouterr().err
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("pruning.target_memory_savin=0.3", "pruning.target_memory_saving"),
+        ("prunning=uniform", "pruning"),
+        ("pruning=fin_grained", "pruning=fine_grained"),
+        ("+experiment=cifar10_smal", "experiment=cifar10_small"),
+        # an option of another choice than the default one
+        ("finetune.distil_weight=0.5", "finetune.distill_weight"),
+    ],
+)
+def test_what_was_meant_is_told(command, override, meant):
+    code, error = command("finetune=distill", override)
+    (line,) = error.splitlines()
+    assert code == 2 and line.endswith(f" (did you mean {meant}?)")
+
+
+def test_nothing_is_made_up(command):
+    code, error = command("xyzzyxyzzy=3")
+    assert code == 2 and "xyzzyxyzzy" in error and "did you mean" not in error
