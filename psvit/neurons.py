@@ -3,6 +3,7 @@
 Tensors are ``[T, B, C, H, W]`` (T time steps, B batch, C channels, H x W pixels).
 """
 
+import math
 from functools import partial
 
 import torch
@@ -128,7 +129,11 @@ def _charge(x: Tensor, v: Tensor | float, tau: float, v_reset: float, out: Tenso
     """H[t], rounded as spikingjelly rounds it."""
     if isinstance(v, float) and v == v_reset == 0.0:
         return torch.div(x, tau, out=out)
-    return torch.sub(x, v if v_reset == 0.0 else v - v_reset, out=out).div_(tau).add_(v)
+    torch.sub(x, v if v_reset == 0.0 else v - v_reset, out=out)
+    if math.frexp(tau)[0] == 0.5:
+        # a power of two divides exactly, so that dividing and adding are one pass
+        return torch.add(v, out, alpha=1.0 / tau, out=out)
+    return out.div_(tau).add_(v)
 
 
 def _reset(charge: Tensor, spike: Tensor, v_reset: float, out: Tensor) -> Tensor:
@@ -160,16 +165,17 @@ class _LIFTraining(torch.autograd.Function):
         (charged,) = ctx.saved_tensors
         tau, v_threshold, alpha = ctx.constants
         grad_x = torch.empty_like(charged)
-        fired = torch.empty_like(charged[0])
-        grad_v: Tensor | None = None
+        # the gradient of H[t + 1], over alpha: a scale applied once, not in every step
+        later: Tensor | None = None
         for t in reversed(range(charged.shape[0])):
             sigmoid = torch.sub(charged[t], v_threshold).mul_(alpha).sigmoid_()
-            grad_charge = torch.ops.aten.sigmoid_backward(grad_spikes[t], sigmoid).mul_(alpha)
-            if grad_v is not None:
-                torch.ge(charged[t], v_threshold, out=fired)
-                grad_charge.add_(grad_v.addcmul_(grad_v, fired, value=-1))
-            torch.div(grad_charge, tau, out=grad_x[t])
-            grad_v = grad_charge.mul_(1.0 - 1.0 / tau)
+            grad_charge = torch.ops.aten.sigmoid_backward(grad_spikes[t], sigmoid)
+            if later is not None:
+                # through the reset where there was no spike; hardtanh's gradient is such a mask
+                kept = torch.ops.aten.hardtanh_backward(later, charged[t], -torch.inf, v_threshold)
+                grad_charge.add_(kept, alpha=1.0 - 1.0 / tau)
+            torch.mul(grad_charge, alpha / tau, out=grad_x[t])
+            later = grad_charge
         return grad_x, None, None, None, None, None
 
 

@@ -127,7 +127,12 @@ class Classifier(LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:
         recipe = self.recipe
         optimizer = create_optimizer_v2(
-            self.network, "adamw", lr=recipe.lr, weight_decay=recipe.weight_decay
+            self.network,
+            "adamw",
+            lr=recipe.lr,
+            weight_decay=recipe.weight_decay,
+            # an eighth of the time where tensors are many and small; on a GPU torch fuses better
+            fused=self.device.type == "cpu" or None,
         )
         scheduler, _ = create_scheduler_v2(
             optimizer,
