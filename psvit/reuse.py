@@ -62,7 +62,7 @@ class Reuse:
             make: writes the result into a folder.
             key: what the result depends on beside them, the data, the seed and the trainer.
         """
-        return self._cache.get(stage, self._key(code, key), make)
+        return self._kept(self._cache, stage, code, make, key)
 
     def own(self, stage: str, make: Callable[[Path], None], **key: Any) -> Path:
         """The folder with what ``make`` writes, which this run alone needs: if it goes on again.
@@ -72,7 +72,7 @@ class Reuse:
             make: writes the result into a folder.
             key: what the result depends on, as for ``shared``.
         """
-        return self._own.get(stage, self._key(DECIDED_BY, key), make)
+        return self._kept(self._own, stage, DECIDED_BY, make, key)
 
     def own_value(self, stage: str, make: Callable[[], Any], **key: Any) -> Any:
         """As ``own``, for what JSON holds."""
@@ -82,19 +82,30 @@ class Reuse:
 
         return read_json(self.own(stage, write, **key) / "value.json")
 
-    def _key(self, code: Sequence[str], key: dict[str, Any]) -> dict[str, Any]:
+    def _kept(
+        self,
+        cache: StageCache,
+        stage: str,
+        code: Sequence[str],
+        make: Callable[[Path], None],
+        key: dict[str, Any],
+    ) -> Path:
         cfg = self.cfg
-        return {
-            **{name: asdict(x) if is_dataclass(x) else x for name, x in key.items()},
-            "seed": cfg.seed,
-            "threads": cfg.threads,
-            "channels_last": cfg.channels_last,
-            "trainer": {
-                name: value for name, value in cfg.trainer.items() if name not in NOT_IN_KEY
+        return cache.get(
+            stage,
+            {
+                **{name: asdict(x) if is_dataclass(x) else x for name, x in key.items()},
+                "seed": cfg.seed,
+                "threads": cfg.threads,
+                "channels_last": cfg.channels_last,
+                "trainer": {
+                    name: value for name, value in cfg.trainer.items() if name not in NOT_IN_KEY
+                },
+                "data": self._data,
+                "code": code_version(*code, *filter(None, [cfg.model.get("module")])),
             },
-            "data": self._data,
-            "code": code_version(*code, *filter(None, [cfg.model.get("module")])),
-        }
+            make,
+        )
 
     def measured(
         self,

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import shutil
 import signal
 import subprocess
@@ -18,9 +19,10 @@ from psvit.channels import Plan
 from psvit.errors import UserError
 from psvit.pipeline import run
 from psvit.pruning.allocation import Decision
+from psvit.report.loggers import close_loggers, logger_ids, open_loggers
 from psvit.resume import Stopped, claimed, resumed_arguments, stoppable, stored_config
 
-SAME = ("table.csv", "table.md", "plan.yaml", "plan.csv", "sensitivity.csv", "diagnostics.csv")
+SAME = ("plan.yaml", "plan.csv", "sensitivity.csv", "diagnostics.csv")
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +67,10 @@ def test_killed_then_told_to_stop_then_to_the_end(whole, tmp_path, tiny_run):
         assert re.search(rf"{stage} of .* taken from .*/stages/{stage}/", log), stage
     for name in SAME:
         assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
+    found, expected = (pd.read_csv(place / "table.csv") for place in (folder, whole))
+    # times are never twice the same
+    measured = [name for name in expected if not re.search("latency|speedup|throughput", name)]
+    pd.testing.assert_frame_equal(found[measured], expected[measured], check_exact=True)
     for name in ("base", "pruned", "finetuned"):
         weights = (place / name / "model.safetensors" for place in (folder, whole))
         assert next(weights).read_bytes() == next(weights).read_bytes(), name
@@ -80,6 +86,27 @@ def test_a_finished_run_is_left_as_it_is(whole, tmp_path):
     assert found == json.loads((whole / "results.json").read_text())
     before.pop(folder / ".lock", None)
     assert all(path.stat().st_mtime_ns == changed for path, changed in before.items())
+
+
+def test_wandb_goes_on_with_its_run(config, tmp_path):
+    logger = config("logger=wandb", f"paths.output_dir={tmp_path}").logger
+    loggers = open_loggers(logger, {"wandb": "as1before"})
+    try:
+        assert logger_ids(loggers) == {"wandb": "as1before"}
+    finally:
+        close_loggers(loggers)
+    assert list(tmp_path.glob("wandb/offline-run-*-as1before"))
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    monkeypatch.setattr("sys.argv", [str(RUN), f"hydra.run.dir={tmp_path}/file/run"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(RUN), run_name="__main__")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2
+    assert line.startswith(f"paths.output_dir={tmp_path}/file/run: Not a directory; expected")
 
 
 @pytest.fixture

@@ -220,6 +220,19 @@ def test_a_training_that_was_cut_off_goes_on(config, tmp_path, recipe, epoch, wo
     assert drawn_again == drawn
 
 
+def test_a_truncated_checkpoint_is_one_line_and_stays(trainer, tmp_path):
+    last = tmp_path / "checkpoints" / "base" / "last.ckpt"
+    with pytest.raises(Killed):
+        fit(trainer, tmp_path, RECIPE, Kill(1))
+    data = last.read_bytes()[:-100]
+    last.write_bytes(data)
+    with pytest.raises(UserError) as error:
+        fit(trainer, tmp_path, RECIPE)
+    message = str(error.value)
+    assert message.startswith(f"resume={last}: cannot be read") and "\n" not in message
+    assert last.read_bytes() == data
+
+
 class Poison(Callback):
     """A weight that is no number, in the second epoch."""
 
