@@ -70,6 +70,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "train": (lambda x: isinstance(x, bool), "true or false"),
     "test": (lambda x: isinstance(x, bool), "true or false"),
+    "report": _one_of(("full", "tables")),
     "print_config": (lambda x: isinstance(x, bool), "true or false"),
     "trainer.deterministic": (
         lambda x: isinstance(x, bool) or x == "warn",

@@ -19,7 +19,7 @@ from psvit.provenance import environment
 from psvit.pruning import allocation, prune
 from psvit.pruning.allocation import Budget
 from psvit.pruning.surgery import compose
-from psvit.report import write_report
+from psvit.report import write_report, write_tables
 from psvit.report.dashboard import log_run
 from psvit.report.files import read_run
 from psvit.report.loggers import close_loggers, logger_ids, open_loggers, wandb_run
@@ -79,7 +79,7 @@ def _claimed_run(cfg: DictConfig, folder: Path, resumed: bool) -> dict[str, Any]
         stages = Stages(cfg, data, folder, loggers)
         _run(stages, network, trained)
         stages.record.time_networks()
-        write_report(folder)
+        (write_report if cfg.report == "full" else write_tables)(folder)
         print_table(read_run(folder))
         live = wandb_run(loggers)
         if live is not None:
