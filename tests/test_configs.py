@@ -142,6 +142,8 @@ GOOD = [
     "finetune.epochs=0",
     "pruning.ratio=0",
     "pruning.ratio=0.999",
+    "measure.repeats=0",
+    "measure.mac_pj=0",
 ]
 
 
@@ -156,6 +158,12 @@ BAD = {
     "pruning.ratios": ["[]", "0.3", "[0.3,1.0]", "[0.0]", "[-0.1]", "[abc]", "null", "[null]"],
     "pruning.target_memory_saving": ["0", "1", "-0.2", "22.4", "abc", "null"],
     "pruning.large_share": ["0", "1.1", "abc"],
+    "measure.images": ["0", "-1", "1.5", "null"],
+    "measure.batch_sizes": ["[]", "16", "[0]", "[1,a]", "null"],
+    "measure.repeats": ["-1", "1.5", "null"],
+    "measure.warmup": ["-1", "abc"],
+    "measure.mac_pj": ["-1", "abc", "inf"],
+    "measure.ac_pj": ["-0.1", "null"],
     "pruning.importance": ["l3", "null", "[l2]"],
     "pruning.kinds": ["[]", "hidden", "[nonsense]", "[hidden,nonsense]", "null", "[[hidden]]"],
     "pruning.protect": ["stage1", "null", "[3]", "[[a]]"],
