@@ -9,6 +9,8 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
+from psvit.report.dashboard import define_curves
+
 _log = logging.getLogger(__name__)
 
 
@@ -70,7 +72,7 @@ def _opened(logger: Logger) -> Logger:
         # Lightning passes this setting always; W&B, which dropped it, then prints a warning
         vars(logger).get("_wandb_init", {}).pop("anonymous", None)
         # opened now, so that what is wrong shows before the training and not after it
-        _ = logger.experiment
+        define_curves(logger.experiment)
     return logger
 
 

@@ -85,7 +85,12 @@ def log_summary(config: DictConfig, folder: Path) -> None:
     config = copy.deepcopy(config)
     OmegaConf.set_struct(config, False)
     config.logger.wandb.update(
-        {"name": f"summary of {group}", "group": group, "save_dir": str(folder)}
+        {
+            "name": f"summary of {group}",
+            "group": group,
+            "job_type": "summary",
+            "save_dir": str(folder),
+        }
     )
     loggers = open_loggers({"wandb": config.logger.wandb})
     run = wandb_run(loggers)

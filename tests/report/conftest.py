@@ -9,7 +9,7 @@ from psvit.report.files import read_run
 def folder(tmp_path_factory):
     """A run of 64 channel groups with its report; tests only read it."""
     folder = report_runs.write_run(tmp_path_factory.mktemp("run"))
-    for network in ("pruned", "finetuned"):
+    for network in ("base", "pruned", "finetuned"):
         (folder / network).mkdir()
         (folder / network / "model.safetensors").write_bytes(network.encode() * 1000)
         (folder / network / "model.yaml").write_text("family: meta_spikeformer\n")

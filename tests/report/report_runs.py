@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from psvit.report.files import SENSITIVITY_COLUMNS, UNIFORM_COLUMNS
+from psvit.report.files import OPERATIONS_COLUMNS, SENSITIVITY_COLUMNS, UNIFORM_COLUMNS
 
 RATIOS = (0.1, 0.25, 0.4, 0.55, 0.7)
 CONVOLUTION = [("conv.hidden", "hidden", 2), ("mlp.hidden", "hidden", 4)]
@@ -121,6 +121,16 @@ def results(names: tuple[str, ...] = ("base", "uniform", *list(PUBLISHED)[1:])) 
     }
 
 
+def operations() -> pd.DataFrame:
+    """Two layers of two networks."""
+    rows = [
+        (name, layer, "spikes", macs * share, 0.2 * macs * share, 1e-9 * macs * share)
+        for name, share in (("base", 1.0), ("fine_grained + fine-tuning", 0.5))
+        for layer, macs in (("stage1.block1.mlp.conv1", 3e6), ("head.fc", 1e4))
+    ]
+    return pd.DataFrame(rows, columns=OPERATIONS_COLUMNS)
+
+
 def plan(groups: dict[str, tuple[str, int]], seed: int = 1) -> dict:
     rng = np.random.default_rng(seed)
     entries = {}
@@ -140,6 +150,7 @@ def write_run(folder: Path, groups: dict[str, tuple[str, int]] | None = None) ->
     (folder / "results.json").write_text(json.dumps(results()))
     sensitivity(groups).to_csv(folder / "sensitivity.csv", index=False)
     uniform().to_csv(folder / "uniform.csv", index=False)
+    operations().to_csv(folder / "operations.csv", index=False)
     lines = [f"  {name}: {json.dumps(entry)}" for name, entry in plan(groups)["groups"].items()]
     (folder / "plan.yaml").write_text("\n".join(["policy: fine_grained", "groups:", *lines]) + "\n")
     return folder

@@ -150,9 +150,15 @@ def test_files_are_pictures_and_the_same_when_made_again(tmp_path):
 @pytest.mark.parametrize(
     ("absent", "left"),
     [
-        ("plan.yaml", {"accuracy_memory", "sensitivity_curves", "sensitivity_map"}),
-        ("sensitivity.csv", {"accuracy_memory", "architecture", "plan"}),
-        ("uniform.csv", {"architecture", "plan", "sensitivity_curves", "sensitivity_map"}),
+        (
+            "plan.yaml",
+            {"accuracy_memory", "operations", "sensitivity_curves", "sensitivity_map"},
+        ),
+        ("sensitivity.csv", {"accuracy_memory", "architecture", "operations", "plan"}),
+        (
+            "uniform.csv",
+            {"architecture", "operations", "plan", "sensitivity_curves", "sensitivity_map"},
+        ),
     ],
 )
 def test_an_absent_file_leaves_its_figure_out(tmp_path, absent, left):

@@ -26,7 +26,7 @@ def test_the_page_needs_no_other_file_and_no_script(read):
 def test_every_figure_of_the_run_is_inside(read, folder):
     inside = [base64.b64decode(address.partition(",")[2]) for address in read.values("img", "src")]
     figures = {path.read_bytes() for path in (folder / "figures").glob("*.svg")}
-    assert len(inside) == len(figures) == 5
+    assert len(inside) == len(figures) == 6
     assert set(inside) == figures
     assert all(read.values("img", "alt"))
 
@@ -34,7 +34,7 @@ def test_every_figure_of_the_run_is_inside(read, folder):
 def test_links_lead_to_sections_of_the_page(read):
     sections = read.values("section", "id")
     assert [address[1:] for address in read.values("a", "href")] == sections
-    assert sections == ["asked", "table", "memory", "sensitivity", "plan", "again"]
+    assert sections == ["asked", "table", "memory", "sensitivity", "plan", "operations", "again"]
 
 
 def test_the_page_tells_the_table_and_the_whole_config(read, run):

@@ -42,7 +42,7 @@ def offline(environment, folder, tmp_path_factory):
     """The records, and the folder, of one offline run after the whole report was logged."""
     output = tmp_path_factory.mktemp("output")
     loggers = open_loggers(loggers_config(output, "wandb"))
-    loggers[0].log_metrics({"base/val_top1": 91.5}, step=3)
+    loggers[0].log_metrics({"base/val_top1": 91.5, "epoch": 1}, step=3)
     log_run(wandb_run(loggers), folder)
     close_loggers(loggers)
     (file,) = output.glob("wandb/offline-run-*/run-*.wandb")
@@ -114,15 +114,56 @@ def test_summary_can_be_sorted_by(offline):
 
 def test_networks_are_artifacts_with_their_metrics(offline, folder):
     found = artifacts(offline[0], "model")
-    assert sorted(found) == ["digits-finetuned", "digits-pruned"]
-    for name, top1 in (("pruned", 95.25), ("finetuned", 97.0)):
-        artifact = found[f"digits-{name}"]
+    assert sorted(found) == ["digits-finetuned", "digits-pruned", "meta_spikeformer-digits-base"]
+    top1 = {"base": 97.5, "pruned": 95.25, "finetuned": 97.0}
+    for artifact in found.values():
+        stage = artifact.name.rpartition("-")[2]
         metadata = json.loads(artifact.metadata)
-        assert metadata["top1"] == top1 and "published" not in metadata
+        assert metadata["top1"] == top1[stage] and "published" not in metadata
         files = {entry.path: entry.local_path for entry in artifact.manifest.contents}
         assert files == {
-            file: str(folder / name / file) for file in ("model.safetensors", "model.yaml")
+            file: str(folder / stage / file) for file in ("model.safetensors", "model.yaml")
         }
+
+
+def test_a_network_hangs_on_the_one_that_it_was_made_from(offline):
+    found = artifacts(offline[0], "model")
+    parents = {name: json.loads(each.metadata)["made_from"] for name, each in found.items()}
+    assert parents == {
+        "meta_spikeformer-digits-base": None,
+        "digits-pruned": "meta_spikeformer-digits-base",
+        "digits-finetuned": "digits-pruned",
+    }
+    # what another one is made from is an input of the run too
+    assert {name for name, each in found.items() if each.use_after_commit} == set(
+        filter(None, parents.values())
+    )
+
+
+def test_curves_are_drawn_by_the_epochs_of_their_training(offline):
+    defined = {
+        r.metric.name: r.metric for r in offline[0] if r.WhichOneof("record_type") == "metric"
+    }
+    for name in ("base/val_top1", "finetune/loss"):
+        assert defined[name].step_metric == "epoch"
+    assert defined["base/val_top1"].summary.max and not defined["base/loss"].summary.max
+    assert logged(offline[0], "history")["epoch"] == 1
+
+
+def test_operations_by_layer_are_a_table_and_a_chart(offline, run):
+    pd.testing.assert_frame_equal(table(offline, "operations/table"), run.operations)
+    bars = table(offline, "operations/energy_table")
+    last = run.operations["network"] == "fine_grained + fine-tuning"
+    assert bars["energy_mj"].tolist() == run.operations[last]["energy_mj"].tolist()
+
+
+def test_the_page_is_in_the_run(offline, folder):
+    found, run_folder = offline
+    entry = logged(found, "history")["report"]
+    assert entry["_type"] == "html-file"
+    assert (run_folder / "files" / entry["path"]).read_text() == (
+        folder / "report.html"
+    ).read_text()
 
 
 @pytest.mark.parametrize(
