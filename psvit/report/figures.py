@@ -34,7 +34,7 @@ def _uniform_curve(axis: Axes, run: RunFiles) -> None:
             alone["top1"],
             ".",
             color=style.COLOURS["stream"],
-            ms=3,
+            ms=5,
             mew=0,
             zorder=1,
             label="one channel group alone",

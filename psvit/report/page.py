@@ -104,8 +104,8 @@ def asked(run: RunFiles) -> list[tuple[str, str]]:
         "recovery": pruning.get("recovery"),
         "rounds": _said(pruning.get("rounds")),
         "base network": config.get("ckpt_path")
-        or _said((config.get("trainer") or {}).get("max_epochs"), "trained for {} epochs"),
-        "fine-tuning": _said(finetune.get("epochs"), "{} epochs"),
+        or _said((config.get("trainer") or {}).get("max_epochs"), "trained here, epochs: {}"),
+        "fine-tuning epochs": _said(finetune.get("epochs")),
         "seed": _said(about.get("seed")),
         "tags": _said(config.get("tags") or None),
     }

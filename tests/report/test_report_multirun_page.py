@@ -34,14 +34,14 @@ def read(sweep):
 def test_the_page_holds_the_comparison_and_what_failed(read):
     assert "6 runs" in read.text and "97.00 ± 1.00 % test top-1, 3 seeds" in read.text
     assert "12.00 ± 2.00" in read.text
-    assert "failed pruning=fine_grained seed=2 (no results)" in read.text
+    assert "failed: pruning=fine_grained seed=2 (no results)" in read.text
     sections = ["front", "comparison", "sensitivity", "missing", "jobs"]
     assert read.values("section", "id") == sections
 
 
 def test_only_jobs_that_have_a_page_are_linked(read):
     assert read.values("a", "href") == [f"4/{PAGE}"]
-    assert read.tags.count("li") == 5
+    assert read.tags.count("li") == 5 + 1
 
 
 def test_both_figures_are_inside(read, sweep):

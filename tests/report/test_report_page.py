@@ -80,7 +80,7 @@ def test_versions_come_from_the_run_not_from_today(tmp_path, run):
 def test_only_what_was_set_was_asked(run):
     config = {"pruning": {"max_accuracy_drop": 1.5, "protect": []}, "finetune": {"epochs": 0}}
     found = dict(asked(replace(run, config=config)))
-    assert found["largest accuracy drop"] == "1.5 points" and found["fine-tuning"] == "0 epochs"
+    assert found["largest accuracy drop"] == "1.5 points" and found["fine-tuning epochs"] == "0"
     assert "protected" not in found and "tags" not in found
 
 
