@@ -92,6 +92,9 @@ def test_loggers(config, tmp_path):
     assert get_class(wandb._target_).__name__ == "WandbLogger"
     # no network unless it is asked for
     assert wandb.offline is True
+    assert list(config("logger=[wandb,csv]").logger) == ["wandb", "csv"]
+    board = config("logger=tensorboard").logger.tensorboard
+    assert get_class(board._target_).__name__ == "TensorBoardLogger"
 
 
 def test_a_runs_name_follows_its_options(config):
