@@ -12,8 +12,8 @@ from psvit.config import check_config
 from psvit.report import dashboard, diagnostics
 from psvit.report.files import DIAGNOSTICS_COLUMNS
 
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
-SWEEP = yaml.safe_load((EXPERIMENTS / "wandb_sweep.yaml").read_text())
+EXPERIMENTS = Path(__file__).parents[2] / "experiments" / "wandb"
+SWEEP = yaml.safe_load((EXPERIMENTS / "sweep.yaml").read_text())
 
 
 def offered(parameter):
@@ -36,11 +36,11 @@ def test_every_value_of_the_sweep_composes(config, name, value):
 
 def test_the_sweep_optimises_a_value_of_the_summary(run):
     assert SWEEP["metric"]["name"] in dashboard.summary(run)
-    assert (EXPERIMENTS.parent / SWEEP["program"]).is_file()
+    assert (EXPERIMENTS.parents[1] / SWEEP["program"]).is_file()
 
 
 def test_the_report_shows_what_runs_log(run, folder):
-    specification = importlib.util.spec_from_file_location("w", EXPERIMENTS / "wandb_report.py")
+    specification = importlib.util.spec_from_file_location("w", EXPERIMENTS / "report.py")
     script = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(script)
     numbers = {**dict.fromkeys(DIAGNOSTICS_COLUMNS, 1), "segment": "head", "group": ""}

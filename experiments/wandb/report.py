@@ -1,7 +1,7 @@
 """Makes the W&B report of a project once; from then on it follows the project's runs.
 
     pip install wandb-workspaces
-    python experiments/wandb_report.py ENTITY/PROJECT
+    python experiments/wandb/report.py ENTITY/PROJECT
 
 It needs an account, and runs that were logged or synced. docs/wandb.md says what its panels show.
 """
