@@ -9,16 +9,19 @@ batch, whatever the number of groups and images.
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from psvit.channels import Plan
-from psvit.files import write_text
+from psvit.files import write_json, write_text
 from psvit.inference import optimize_for_inference
 from psvit.neurons import reset_state
 from psvit.pruning.ranking import Ranking
+from psvit.pruning.sensitivity.adaptive import Stopping
+from psvit.pruning.sensitivity.processes import of_all, rank_and_world
 from psvit.pruning.sensitivity.replay import Replay
 from psvit.pruning.sensitivity.table import Table, read_rows
 from psvit.pruning.sensitivity.tallies import BatchTally, Candidate, Sums
@@ -37,6 +40,8 @@ def measure_sensitivity(
     device: torch.device,
     on_row: Callable[[int, int], None] = lambda done, total: None,
     reference: nn.Module | None = None,
+    autocast: bool = False,
+    stopping: Stopping | None = None,
 ) -> pd.DataFrame:
     """Accuracy and loss with each of the ranking's groups alone pruned at each ratio.
 
@@ -46,39 +51,110 @@ def measure_sensitivity(
         ratios: the grid; 0 is the base network and gives no row.
         ranking: which channels a ratio removes, and from which groups.
         path: the CSV, written anew behind each batch with what is known by then; the sums lie
-            beside it, and a run that was killed goes on behind the last whole batch.
+            beside it, and a run that was killed goes on behind the last whole batch. A JSON of the
+            same name sums the analysis up.
         device: where to run.
         on_row: called with the evaluations done and their total.
         reference: the network whose outputs ``kl`` is measured against; None for ``model``.
+        autocast: half precision on CUDA. Rounding flips spikes: rows differ by noise.
+        stopping: which rows need no further images; None for all images.
 
     Returns:
         One row a group and ratio, with the columns ``COLUMNS``: ``top1`` and its standard error in
         percent, ``loss`` (cross-entropy) and ``kl`` (divergence from the reference's outputs) in
-        nats, ``memory_saving`` a fraction, ``parameters`` of the whole network.
+        nats, ``memory_saving`` a fraction, ``parameters`` of the whole network. In every process,
+        where ``torch.distributed`` runs several.
     """
     table = Table(model, ranking, ratios)
+    sums = measure_candidates(
+        model, batches, table, path, device, on_row, reference, autocast, stopping
+    )
+    if rank_and_world()[0] == 0:
+        write_json(path.with_suffix(".json"), _summary(sums, stopping))
+    return read_rows(table.csv(sums.values()))
+
+
+def _summary(sums: Sums, stopping: Stopping | None) -> dict[str, Any]:
+    """What ``results.json`` says of the analysis."""
+    shown = sum(tally.images for tally in sums.candidates.values())
+    every = sums.base.images * len(sums.candidates)
+    summary = {"method": "measured", "candidates": len(sums.candidates), "images": sums.base.images}
+    if stopping is not None:
+        stopped = len(sums.candidates) - len(sums.going_on)
+        summary |= {
+            "tolerance": stopping.tolerance,
+            "stopped_early": stopped,
+            "share_of_images_shown": shown / every,
+            # that a stopped row is on the side of the tolerance where it was put; that all are
+            "confidence_of_a_row": stopping.confidence,
+            "confidence_of_all_rows": max(0.0, 1.0 - stopped * (1.0 - stopping.confidence)),
+        }
+    return summary
+
+
+def measure_candidates(
+    model: nn.Module,
+    batches: Batches,
+    table: Table,
+    path: Path,
+    device: torch.device,
+    on_row: Callable[[int, int], None] = lambda done, total: None,
+    reference: nn.Module | None = None,
+    autocast: bool = False,
+    stopping: Stopping | None = None,
+    candidates: Sequence[Candidate] | None = None,
+) -> Sums:
+    """The sums of ``candidates``, or of all that the table has; see ``measure_sensitivity``."""
     network = optimize_for_inference(model.to(device))
     expecting = network
     if reference is not None and reference is not model:
         expecting = optimize_for_inference(reference.to(device))
+    candidates = list(table.candidates if candidates is None else candidates)
     partial_path = path.with_suffix(".partial.json")
-    total = len(table.candidates) * len(batches)
-    sums = Sums.empty(table.candidates)
+    rank, world = rank_and_world()
+    total = len(candidates) * len(batches)
     batch_size = before = 0
+    sums, own = Sums.empty(candidates), None
     for number, (images, labels) in enumerate(batches):
         if number == 0:
             batch_size = len(labels)
-            sums = Sums.load(partial_path, table.candidates, batch_size)
+            # one process's word, should the others see other files
+            sums = of_all(Sums.load(partial_path, candidates, batch_size))[0]
         before += len(labels)
         if before <= sums.base.images:
             continue
-        on_candidate = partial(_count, on_row, number * len(table.candidates), total)
-        sums.add(_measure_batch(network, expecting, images, labels, device, table, on_candidate))
-        write_text(path, table.csv(sums))
-        if number + 1 < len(batches):
-            sums.save(partial_path, batch_size)
-    partial_path.unlink(missing_ok=True)
-    return read_rows(table.csv(sums))
+        if number % world == rank:
+            going_on = _going_on(sums, stopping, number)
+            on_candidate = partial(_count, on_row, number * len(candidates), total)
+            with torch.autocast("cuda", enabled=autocast):
+                own = _measure_batch(
+                    network, expecting, images.to(device), labels, table, going_on, on_candidate
+                )
+        last = number + 1 == len(batches)
+        if not last and (number + 1) % world:
+            continue
+        # batch by batch, as one process would
+        first = number - number % world
+        for offset, batch in enumerate(of_all(own)):
+            if batch is not None:
+                sums.add(batch, _going_on(sums, stopping, first + offset))
+        own = None
+        if rank == 0:
+            write_text(path, table.csv(sums.values()))
+            if not last:
+                sums.save(partial_path, batch_size)
+    if rank == 0:
+        partial_path.unlink(missing_ok=True)
+    return sums
+
+
+def _going_on(sums: Sums, stopping: Stopping | None, batches: int) -> list[Candidate]:
+    """The candidates that need the batch behind the first ``batches``."""
+    return [
+        candidate
+        for candidate in sums.going_on
+        if stopping is None or not stopping.decided(sums.candidates[candidate], batches)
+    ]
 
 
 def _count(on_row: Callable[[int, int], None], before: int, total: int, done: int) -> None:
@@ -91,16 +167,16 @@ def _measure_batch(
     expecting: nn.Module,
     images: Tensor,
     labels: Tensor,
-    device: torch.device,
     table: Table,
+    candidates: Sequence[Candidate],
     on_candidate: Callable[[int], None],
 ) -> Sums:
-    images, labels = (x.to(device, non_blocking=True) for x in (images, labels))
     base = network(images)
-    tally = BatchTally(base, labels, base if expecting is network else expecting(images))
+    expected = base if expecting is network else expecting(images)
+    tally = BatchTally(base, labels.to(images.device), expected)
     sums = Sums({}, tally.of(base))
-    candidates = run_candidates(network, images, base, table.candidates, table.plans)
-    for done, (candidate, logits) in enumerate(candidates, start=1):
+    found = run_candidates(network, images, base, candidates, table.plans)
+    for done, (candidate, logits) in enumerate(found, start=1):
         sums.candidates[candidate] = tally.of(logits)
         on_candidate(done)
     return sums

@@ -1,6 +1,6 @@
 """The grid of a sensitivity analysis and the rows of its table."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import StringIO
 
 import pandas as pd
@@ -9,7 +9,7 @@ from torch import nn
 from psvit.errors import UserError
 from psvit.measure.footprint import memory_saving, parameters
 from psvit.pruning.ranking import Ranking
-from psvit.pruning.sensitivity.tallies import Candidate, Sums
+from psvit.pruning.sensitivity.tallies import Candidate, Values
 from psvit.pruning.surgery import pruned_parameters
 
 COLUMNS = [
@@ -72,13 +72,13 @@ class Table:
             candidate: pruned_parameters(model, plan) for candidate, plan in self.plans.items()
         }
 
-    def csv(self, sums: Sums, method: str = "measured") -> str:
-        """The rows that have images, as CSV, each group's ratios in the order they were asked."""
+    def csv(self, found: Mapping[Candidate, Values]) -> str:
+        """The rows of what was found, as CSV, each group's ratios in the order they were asked."""
         lines = [COLUMNS]
         for name, ratio in self._points:
             group, removed = self._ranking.groups[name], self._ranking.units(name, ratio)
-            tally, left = sums.candidates[name, removed], self._left[name, removed]
-            if not tally.images:
+            values, left = found.get((name, removed)), self._left[name, removed]
+            if values is None:
                 continue
             lines.append(
                 [
@@ -89,12 +89,12 @@ class Table:
                     removed,
                     left,
                     f"{memory_saving(left, self._base):.6f}",
-                    tally.images,
-                    f"{tally.top1(sums.base):.4f}",
-                    f"{tally.top1_stderr(sums.base):.4f}",
-                    f"{tally.loss(sums.base):.6f}",
-                    f"{tally.kl:.6f}",
-                    method,
+                    values.images,
+                    f"{values.top1:.4f}",
+                    f"{values.top1_stderr:.4f}",
+                    f"{values.loss:.6f}",
+                    f"{values.kl:.6f}",
+                    values.method,
                 ]
             )
         return "".join(",".join(map(str, line)) + "\n" for line in lines)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,6 +13,18 @@ from psvit.files import read_json, write_json
 
 # channel group, units removed
 Candidate = tuple[str, int]
+
+
+class Values(NamedTuple):
+    """What a row of the table says of a candidate: percent, nats."""
+
+    images: int
+    top1: float
+    top1_stderr: float
+    loss: float
+    kl: float
+    # measured | estimated
+    method: str = "measured"
 
 
 @dataclass
@@ -120,17 +133,31 @@ class Sums:
     def empty(candidates: Iterable[Candidate]) -> "Sums":
         return Sums({candidate: Paired() for candidate in candidates}, Paired())
 
-    def add(self, batch: "Sums") -> None:
-        """Add those of a batch; candidates that it does not hold stay as they are."""
+    def add(self, batch: "Sums", candidates: Iterable[Candidate]) -> None:
+        """Add the base network's sums on a batch, and those of ``candidates``."""
         self.base = self.base + batch.base
-        for candidate, tally in batch.candidates.items():
-            self.candidates[candidate] = self.candidates[candidate] + tally
+        for candidate in candidates:
+            self.candidates[candidate] = self.candidates[candidate] + batch.candidates[candidate]
 
     @property
     def going_on(self) -> list[Candidate]:
         """The candidates that were shown every image so far."""
         seen = self.base.images
         return [name for name, tally in self.candidates.items() if tally.images == seen]
+
+    def values(self) -> dict[Candidate, Values]:
+        """What the table says of each candidate that was shown images."""
+        return {
+            candidate: Values(
+                tally.images,
+                tally.top1(self.base),
+                tally.top1_stderr(self.base),
+                tally.loss(self.base),
+                tally.kl,
+            )
+            for candidate, tally in self.candidates.items()
+            if tally.images
+        }
 
     def save(self, path: Path, batch_size: int) -> None:
         """Write the sums, whole or not at all, with the number of images in a batch."""
