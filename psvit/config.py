@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from psvit.channels import KINDS
 from psvit.errors import UserError
 from psvit.pruning.allocation import NORMALIZERS, RESOURCES
+from psvit.pruning.analysis import METHODS
 from psvit.pruning.calibration import SCOPES
 from psvit.pruning.importance import IMPORTANCES
 from psvit.pruning.recovery import RECOVERIES
@@ -115,6 +116,12 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda x: x is None or (_names(x) and len(x) > 0),
         "a list of channel group patterns, or null",
     ),
+    "pruning.sensitivity.method": _one_of(METHODS),
+    "pruning.sensitivity.measured_rows": (_whole(2), "a whole number of at least 2"),
+    "pruning.sensitivity.adaptive": (lambda x: isinstance(x, bool), "true or false"),
+    "pruning.sensitivity.tolerance": (_number(0.0, 100.0), "points in [0, 100]"),
+    "pruning.sensitivity.confidence": (_share, "a share in (0, 1)"),
+    "pruning.sensitivity.autocast": (lambda x: isinstance(x, bool), "true or false"),
     "pruning.large_share": (lambda x: _number(0.0, 1.0)(x) and x > 0.0, "a share in (0, 1]"),
     "pruning.importance": _one_of(IMPORTANCES),
     "pruning.kinds": (
@@ -188,6 +195,7 @@ def check_config(cfg: DictConfig) -> None:
             list(groups),
             "expected null: a plan needs all groups; name some with pruning=sensitivity",
         )
+    _check_sensitivity(cfg)
     _check_schedules(cfg)
     limits = ("target_memory_saving", "target_saving", "max_accuracy_drop")
     if cfg.pruning.name not in ("none", "uniform", "sensitivity") and all(
@@ -202,6 +210,17 @@ def check_config(cfg: DictConfig) -> None:
         raise UserError(
             "trainer.accelerator", cfg.trainer.accelerator, "no GPU here; use trainer=cpu"
         )
+
+
+def _check_sensitivity(cfg: DictConfig) -> None:
+    """Options of the analysis that would have no effect."""
+    options = cfg.pruning.get("sensitivity")
+    if options is None:
+        return
+    if options.adaptive and options.method == "estimated":
+        raise UserError("pruning.sensitivity.adaptive", True, "expected false with estimated rows")
+    if options.autocast and cfg.trainer.accelerator not in ("gpu", "cuda"):
+        raise UserError("pruning.sensitivity.autocast", True, "expected false without trainer=gpu")
 
 
 def _check_schedules(cfg: DictConfig) -> None:

@@ -124,6 +124,8 @@ class Reuse:
             ranking: the groups.
             make: writes the result into a folder.
         """
+        pruning = self.cfg.pruning
+        estimated = pruning.sensitivity.method == "estimated"
         return self.shared(
             stage,
             MEASURED_BY,
@@ -134,5 +136,6 @@ class Reuse:
             scores=tensors_fingerprint(ranking.scores),
             removable={group: ranking.removable(group) for group in ranking.groups},
             ratios=list(self.cfg.pruning.ratios),
-            images=self.cfg.pruning.sensitivity.images,
+            sensitivity={**pruning.sensitivity, "groups": None},
+            calibration_images=pruning.calibration_images if estimated else None,
         )

@@ -114,7 +114,11 @@ def check_pruning(cfg: DictConfig, data: ImageData, network: nn.Module) -> None:
         return
     pruning = cfg.pruning
     available = len(data.train)
-    calibrates = pruning.importance in STATISTICS or pruning.get("recovery", "none") != "none"
+    calibrates = (
+        pruning.importance in STATISTICS
+        or pruning.get("recovery", "none") != "none"
+        or pruning.sensitivity.method == "estimated"
+    )
     if calibrates and pruning.calibration_images > available:
         raise UserError(
             "pruning.calibration_images",

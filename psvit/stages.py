@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from psvit.cache import tensors_fingerprint
 from psvit.channels import Plan
 from psvit.data import ImageData
-from psvit.files import copy_whole, write_csv, write_whole
+from psvit.files import copy_whole, read_json, write_csv, write_whole
 from psvit.measure.accuracy import Tally, evaluate
 from psvit.measure.firing import diagnose
 from psvit.pruning import masked, prune
 from psvit.pruning.allocation import Decision
+from psvit.pruning.analysis import SensitivityOptions, analyse
 from psvit.pruning.ranking import Ranking
 from psvit.pruning.recovery import recover
-from psvit.pruning.sensitivity import measure_sensitivity
 from psvit.pruning.uniform_curve import measure_uniform
 from psvit.record import Record
 from psvit.reuse import TRAINED_BY, Reuse
@@ -193,20 +193,26 @@ class Stages:
         def make(folder: Path) -> None:
             with Progress(*PROGRESS) as bar:
                 task = bar.add_task("sensitivity", total=None)
-                measure_sensitivity(
+                analyse(
+                    SensitivityOptions(**self.cfg.pruning.sensitivity),
+                    self.data,
+                    self.cfg.pruning.calibration_images,
                     network,
-                    self._sensitivity_batches(),
                     list(self.cfg.pruning.ratios),
                     ranking,
                     folder / "sensitivity.csv",
                     self.device,
-                    on_row=lambda done, total: bar.update(task, completed=done, total=total),
-                    reference=self.base,
+                    lambda done, total: bar.update(task, completed=done, total=total),
+                    self.base,
                 )
 
         with self.record.timed("sensitivity"):
             entry = self.reuse.measured("sensitivity", network, self.base, ranking, make)
             copy_whole(entry / "sensitivity.csv", self.folder / name)
+        summary = read_json(entry / "sensitivity.json")
+        self.record.results.setdefault("sensitivity", {})[name] = summary
+        self.record.write()
+        _log.info("%s: %s", name, ", ".join(f"{key} {value}" for key, value in summary.items()))
         return pd.read_csv(self.folder / name)
 
     def _sensitivity_batches(self) -> Iterable[tuple[Tensor, Tensor]]:

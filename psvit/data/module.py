@@ -195,9 +195,15 @@ class ImageData(LightningDataModule):
         """The next training loader goes on from there."""
         self._loaded_order = state_dict["order"]
 
-    def val_dataloader(self, images: int | None = None) -> DataLoader:
-        """In a fixed order; ``images`` of them, chosen at random and always the same ones."""
-        return self._loader(self._chosen(self.val, images), self.cfg.eval_batch_size)
+    def val_dataloader(
+        self, images: int | None = None, batch_size: int | None = None, shuffled: bool = False
+    ) -> DataLoader:
+        """In a fixed order, ``shuffled`` or as they are; ``images`` of them, chosen at random and
+        always the same ones."""
+        chosen = self._chosen(self.val, images)
+        if shuffled:
+            chosen = Subset(chosen, self._fixed_choice(len(chosen), len(chosen)))
+        return self._loader(chosen, batch_size or self.cfg.eval_batch_size)
 
     def test_dataloader(self, images: int | None = None) -> DataLoader:
         """In a fixed order; ``images`` of them as in ``val_dataloader``."""

@@ -51,6 +51,7 @@ def measure_uniform(
                 "memory_saving": memory_saving(count, parameters(network)),
                 "images": tally.images,
                 "top1": tally.top1,
+                "top1_stderr": tally.top1_stderr,
                 "loss": tally.loss,
             }
         )

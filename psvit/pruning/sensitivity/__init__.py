@@ -1,6 +1,7 @@
 """Sensitivity analysis (PSViT, step 2): what each channel group alone is worth."""
 
+from psvit.pruning.sensitivity.adaptive import Stopping
 from psvit.pruning.sensitivity.measure import measure_sensitivity
 from psvit.pruning.sensitivity.table import COLUMNS, grid_points
 
-__all__ = ["COLUMNS", "grid_points", "measure_sensitivity"]
+__all__ = ["COLUMNS", "Stopping", "grid_points", "measure_sensitivity"]

@@ -49,6 +49,12 @@ class Replay:
                 stack.callback(module.register_forward_hook(partial(self._end, path, alive)).remove)
             return run()
 
+    @property
+    def outputs(self) -> list[Tensor]:
+        """The tensors that modules gave."""
+        found = [*self._earlier, *(call.output for call in self._calls.values())]
+        return [output for output in found if isinstance(output, Tensor)]
+
     def _begin(self, path: str, _module: nn.Module, _args: tuple) -> None:
         if path in self._calls:
             self._repeated.add(path)
