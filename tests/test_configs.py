@@ -191,6 +191,13 @@ BAD = {
     "objectives": ["accuracy", "[]", "[top1,nonsense]", "null"],
     "trainer.deterministic": ["always", "1.5", "null"],
     "pruning.sensitivity.groups": ["stage1", "[]", "[3]"],
+    "pruning.sensitivity.method": ["guessed", "null"],
+    "pruning.sensitivity.measured_rows": ["1", "2.5"],
+    "pruning.sensitivity.adaptive": ["1", "null"],
+    "pruning.sensitivity.tolerance": ["-1", "abc"],
+    "pruning.sensitivity.confidence": ["0", "1"],
+    # without a GPU
+    "pruning.sensitivity.autocast": ["true", "1"],
 }
 
 
