@@ -1,0 +1,63 @@
+"""Inference and training of the same network: ours, and with spikingjelly's own neurons."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from benchmarks import naive, networks
+from benchmarks.timing import Options, Result, compare, peak_bytes, result
+from psvit.inference import optimize_for_inference
+
+FAMILIES = (
+    "meta_spikeformer_15m",
+    "e_spikeformer_5m",
+    "sdt_v1_8_384",
+    "spikformer_8_384",
+    "qkformer_10_384",
+)
+
+
+def inference(options: Options) -> list[Result]:
+    """A forward pass of one image."""
+    results = []
+    for family in FAMILIES:
+        size = 64 if options.quick else 224
+        network = networks.network(family, options.device, image_size=size)
+        stock, ours = naive.stock(network), optimize_for_inference(network)
+        image = networks.images(network, 1, options.device)
+        with torch.inference_mode():
+            results.append(
+                compare(
+                    f"inference, {family}, {size} px",
+                    lambda stock=stock, image=image: stock(image),
+                    lambda ours=ours, image=image: ours(image),
+                    1.8 if family == "meta_spikeformer_15m" else None,
+                    options,
+                )
+            )
+    return results
+
+
+def training(options: Options) -> list[Result]:
+    """Forward and backward pass of the main job's network: time and memory."""
+    results = []
+    for time_steps in (1, 2, 4):
+        network = networks.small(options.device, time_steps=time_steps).train()
+        batch = networks.images(network, 32, options.device)
+        theirs, ours = (_step(each, batch) for each in (naive.stock(network), network))
+        results.append(compare(f"training step, small, T {time_steps}", theirs, ours, 1.3, options))
+        before, after = (peak_bytes(run, options.device) for run in (theirs, ours))
+        name = f"training memory, small, T {time_steps}"
+        detail = f"{before / 1e6:.1f} MB to {after / 1e6:.1f} MB"
+        results.append(result(name, [after / before], 1.0, at_most=True, detail=detail))
+    return results
+
+
+def _step(network: nn.Module, batch: torch.Tensor):
+    labels = torch.zeros(len(batch), dtype=torch.long, device=batch.device)
+
+    def run() -> None:
+        network.zero_grad()
+        F.cross_entropy(network(batch), labels).backward()
+
+    return run

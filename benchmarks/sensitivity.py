@@ -1,0 +1,100 @@
+"""Sensitivity analysis: ours against a copy cut and run whole for every point; its memory."""
+
+import copy
+import tempfile
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import nn
+
+from benchmarks import naive, networks
+from benchmarks.timing import Options, Result, compare, peak_bytes, result
+from psvit.pruning.ranking import Ranking
+from psvit.pruning.sensitivity import measure_sensitivity
+
+RATIOS = (0.1, 0.3, 0.5)
+
+
+def sensitivity(options: Options) -> list[Result]:
+    """Time of a whole analysis; rows are asserted to be equal in float64."""
+    device = options.device
+    small = networks.small(device)
+    count = 8 if options.quick else 32
+    results = [_compared("small, 32 px", small, RATIOS, count, 1, options)]
+    size = 64 if options.quick else 224
+    large = networks.network("meta_spikeformer_15m", device, image_size=size)
+    # a point of the large network takes seconds: one ratio, and one group of so many
+    every = 12 if options.quick else 6
+    results.append(_compared(f"15M, {size} px", large, (0.3,), 2, every, options))
+    return results
+
+
+def memory(options: Options) -> list[Result]:
+    """Peak memory of an analysis, with twice the groups and with twice the images."""
+    network = networks.small(options.device)
+
+    def peak(every: int, images: int) -> int:
+        batches = networks.batches(network, images, 4, options.device)
+        ranking = _ranking(network, every)
+        return peak_bytes(
+            lambda: _ours(network, batches, (0.3,), ranking, options.device), options.device
+        )
+
+    few = peak(4, 8)
+    return [
+        result(name, [more / few], 1.1, at_most=True, detail=f"{few:,} bytes to {more:,}")
+        for name, more in (
+            ("sensitivity memory, 4 times the groups", peak(1, 8)),
+            ("sensitivity memory, 4 times the images", peak(4, 32)),
+        )
+    ]
+
+
+def _compared(
+    name: str,
+    network: nn.Module,
+    ratios: tuple[float, ...],
+    count: int,
+    every: int,
+    options: Options,
+) -> Result:
+    ranking = _ranking(network, every)
+    stock = naive.stock(network)
+    batches = networks.batches(network, count, count, options.device)
+    _check_rows(network, ratios[-1:], every, options)
+    return compare(
+        f"sensitivity, {name}",
+        lambda: naive.sensitivity(stock, batches, ratios, ranking),
+        lambda: _ours(network, batches, ratios, ranking, options.device),
+        5.0,
+        options,
+    )
+
+
+def _ranking(network: nn.Module, every: int) -> Ranking:
+    """One group of ``every``, in order through the network."""
+    names = list(network.channel_groups())
+    return Ranking(network, protect=[n for i, n in enumerate(names) if i % every])
+
+
+def _ours(network, batches, ratios, ranking, device) -> pd.DataFrame:
+    with tempfile.TemporaryDirectory() as folder:
+        return measure_sensitivity(
+            network, batches, ratios, ranking, Path(folder) / "sensitivity.csv", device
+        )
+
+
+def _check_rows(network: nn.Module, ratios, every: int, options: Options) -> None:
+    """Both ways give the same accuracies and losses, row by row, in float64."""
+    if options.device.type != "cpu":
+        return
+    exact = copy.deepcopy(network).double()
+    ranking, cpu = _ranking(exact, 2 * every), torch.device("cpu")
+    batches = networks.batches(exact, 2, 2, cpu)
+    expected = naive.sensitivity(naive.stock(exact), batches, ratios, ranking)
+    rows = _ours(exact, batches, ratios, ranking, cpu).set_index(["group", "ratio"])
+    for group, ratio, tally in expected:
+        row = rows.loc[(group, ratio)]
+        assert abs(row.top1 - tally.top1) < 1e-3, (group, ratio)
+        assert abs(row.loss - tally.loss) < 2e-6, (group, ratio)

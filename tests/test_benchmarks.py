@@ -1,0 +1,39 @@
+"""The benchmarks' naive way is the same computation, and their memory figure is right."""
+
+import torch
+
+from benchmarks import naive, networks
+from benchmarks.timing import peak_bytes, result
+from psvit.neurons import LIF, IntegerLIF
+
+CPU = torch.device("cpu")
+
+
+def test_a_stock_network_gives_the_same_logits():
+    for name, steps in (("meta_spikeformer", 2), ("e_spikeformer", 1)):
+        values = {**networks.SMALL, "embed_dims": [8, 8, 16, 16], "time_steps": steps}
+        if name == "e_spikeformer":
+            del values["attention_scale"]
+        network = networks.network(name, CPU, **values).double()
+        stock = naive.stock(network)
+        assert not any(isinstance(module, (LIF, IntegerLIF)) for module in stock.modules())
+        x = networks.images(network, 2, CPU)
+        with torch.no_grad():
+            assert (stock(x) - network(x)).abs().max() < 1e-12
+
+
+def test_the_peak_counts_what_is_held_at_once():
+    def run():
+        first = torch.empty(1000)
+        del first
+        second, third = torch.empty(500), torch.empty(1500)
+        return second, third
+
+    assert peak_bytes(run, CPU) == 4 * 2000
+
+
+def test_a_result_is_the_median_and_knows_its_target():
+    row = result("x", [1.0, 3.0, 2.0], 1.5)
+    assert (row.ratio, row.spread, row.met) == (2.0, 2.0, True)
+    assert result("x", [2.0], 1.5, at_most=True).met is False
+    assert result("x", [2.0], None).met is None
