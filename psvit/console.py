@@ -5,7 +5,17 @@ import warnings
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.syntax import Syntax
+from rich.text import Text
 from rich.tree import Tree
 
 # sections that tell most come first; the others follow as they were composed
@@ -50,3 +60,26 @@ def _values(plain: dict) -> dict:
 def print_config(cfg: DictConfig) -> None:
     """Draw ``config_tree`` in the terminal."""
     Console().print(config_tree(cfg))
+
+
+class ImagesPerSecond(ProgressColumn):
+    """How fast a task goes whose steps each take ``images``, a field of the task."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        rate = "–" if speed is None else f"{speed * task.fields['images']:,.0f}"
+        return Text(f"{rate} images/s")
+
+
+def progress(console: Console | None = None) -> Progress:
+    """A bar with steps done, images a second and time left; nothing where there is no terminal."""
+    console = console or Console()
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        ImagesPerSecond(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )

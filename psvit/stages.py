@@ -12,12 +12,12 @@ import torch
 from lightning import Callback, seed_everything
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from psvit.cache import tensors_fingerprint
 from psvit.channels import Plan
+from psvit.console import progress
 from psvit.data import ImageData
 from psvit.files import copy_whole, read_json, write_csv, write_whole
 from psvit.measure.accuracy import Tally, evaluate
@@ -39,12 +39,6 @@ from psvit.training.recipe import Recipe
 _log = logging.getLogger(__name__)
 
 WEIGHTS = "weights.safetensors"
-PROGRESS = (
-    TextColumn("{task.description}"),
-    BarColumn(),
-    MofNCompleteColumn(),
-    TimeRemainingColumn(),
-)
 # enough to count operations and take times on
 FEW_IMAGES = 32
 # enough for the firing rate of a layer
@@ -191,8 +185,10 @@ class Stages:
         self.tables.append(name)
 
         def make(folder: Path) -> None:
-            with Progress(*PROGRESS) as bar:
-                task = bar.add_task("sensitivity", total=None)
+            batches = self._sensitivity_batches()
+            images = len(batches.dataset) / len(batches)
+            with progress() as bar:
+                task = bar.add_task("sensitivity", total=None, images=images)
                 analyse(
                     SensitivityOptions(**self.cfg.pruning.sensitivity),
                     self.data,

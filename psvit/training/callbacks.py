@@ -1,5 +1,6 @@
 """Lightning callbacks."""
 
+import logging
 import random
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +14,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from psvit.channels import Plan
 from psvit.pruning.surgery import prune_
+
+_log = logging.getLogger(__name__)
 
 
 class PruneBeforeFit(Callback):
@@ -34,6 +37,18 @@ class PruneBeforeFit(Callback):
             prune_(pl_module.network, self.plan)
             if self.weights is not None:
                 pl_module.network.load_state_dict(self.weights)
+
+
+class EpochLines(Callback):
+    """A line in the log for every epoch, for whoever has no progress bar."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        top1 = trainer.callback_metrics.get(f"{pl_module.prefix}/val_top1")
+        said = "" if top1 is None else f", validation top-1 {100 * float(top1):.2f} %"
+        epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs
+        _log.info("%s: epoch %d of %d%s", pl_module.prefix, epoch, epochs, said)
 
 
 class MovingAverage(WeightAveraging):

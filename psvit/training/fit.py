@@ -13,11 +13,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import TorchCheckpointIO
 from omegaconf import DictConfig
+from rich.console import Console
 from torch import nn
 
 from psvit.errors import UserError
 from psvit.files import write_whole
-from psvit.training.callbacks import KeepRandomState, MovingAverage
+from psvit.training.callbacks import EpochLines, KeepRandomState, MovingAverage
 from psvit.training.module import Classifier
 
 
@@ -80,13 +81,16 @@ def fit(
             enable_version_counter=False,
         )
         savers.insert(0, best)
+    bar = Console().is_terminal and trainer.get("enable_progress_bar", True)
     lightning = instantiate(
         trainer,
+        # or Lightning puts up a bar of its own
+        enable_progress_bar=bar,
         max_epochs=recipe.epochs,
         logger=list(loggers),
         default_root_dir=str(folder),
         callbacks=[
-            RichProgressBar(leave=False),
+            RichProgressBar(leave=False) if bar else EpochLines(),
             KeepRandomState(),
             *callbacks,
             *averaging,
