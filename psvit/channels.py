@@ -1,9 +1,10 @@
 """The ground floor: what a channel group and a pruning plan are."""
 
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -75,7 +76,7 @@ class Plan(Mapping[str, tuple[int, ...]]):
         UserError: a group's indices are empty, repeated or negative.
     """
 
-    def __init__(self, kept: Mapping[str, object] | None = None):
+    def __init__(self, kept: Mapping[str, Iterable[Any]] | None = None):
         self._kept: dict[str, tuple[int, ...]] = {}
         for name, indices in (kept or {}).items():
             ordered = tuple(sorted(operator.index(index) for index in indices))

@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -43,7 +44,7 @@ def config_tree(cfg: DictConfig) -> Tree:
 
     ``config.yaml`` in the run's folder says the same.
     """
-    plain = OmegaConf.to_container(cfg, resolve=True)
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
     order = sorted(plain, key=lambda key: FIRST.index(key) if key in FIRST else len(FIRST))
     sections = {key: plain[key] for key in order if isinstance(plain[key], dict)}
     tree = Tree(str(plain.get("name", "config")), guide_style="dim")

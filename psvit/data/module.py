@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from lightning import LightningDataModule
 from omegaconf import DictConfig, OmegaConf
+from timm.data.distributed_sampler import RepeatAugSampler
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, RandomSampler, Subset
 
 from psvit.data.files import read_all, unreadable, verify
 from psvit.data.frames import FrameTrainTransform, FrameTransform
@@ -177,10 +178,16 @@ class ImageData(LightningDataModule):
         if self._loaded_order is not None:
             self._order.set_state(self._loaded_order)
             self._loaded_order = None
+        repeats = self.cfg.augment.get("repeats", 1)
+        if repeats > 1:
+            # drawn anew for each epoch, which Lightning tells it
+            order = RepeatAugSampler(self.train, 1, 0, num_repeats=repeats, selected_round=0)
+        else:
+            order = RandomSampler(self.train, generator=self._order)
         return self._loader(
             self.train,
             self.cfg.batch_size,
-            shuffle=True,
+            sampler=order,
             drop_last=drop_last,
             generator=self._order,
             # workers that outlive an epoch would draw on where no checkpoint can follow

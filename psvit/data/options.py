@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -10,20 +11,21 @@ from psvit.errors import UserError
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 FRAME_INTERPOLATIONS = ("area", "bilinear", "nearest")
 EVENT_DATASETS = ("cifar10_dvs", "dvs128_gesture", "n_mnist")
-DATASETS = ("digits", "cifar10", "cifar100", "image_folder", *EVENT_DATASETS)
+FOLDERS = ("image_folder", "imagenet")
+DATASETS = ("digits", "cifar10", "cifar100", *FOLDERS, *EVENT_DATASETS)
 LAYOUT = "a folder with train/<class>/<image> and test/<class>/<image> (or val/<class>/<image>)"
 
 
-def value_of(cfg: DictConfig, key: str) -> object:
+def value_of(cfg: DictConfig, key: str) -> Any:
     """The value at a dotted key; ``???`` where it is absent or still to be given."""
     return OmegaConf.select(cfg, key, default="???", throw_on_resolution_failure=False)
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _is_list(value: object, length: int, valid: Callable[[float], bool]) -> bool:
+def _is_list(value: Any, length: int, valid: Callable[[Any], bool]) -> bool:
     return (
         OmegaConf.is_list(value)
         and len(value) == length
@@ -31,7 +33,7 @@ def _is_list(value: object, length: int, valid: Callable[[float], bool]) -> bool
     )
 
 
-def _is_scale(value: object) -> bool:
+def _is_scale(value: Any) -> bool:
     return _is_list(value, 2, lambda scale: 0 < scale <= 1) and value[0] <= value[1]
 
 
@@ -42,7 +44,7 @@ def check_options(cfg: DictConfig) -> None:
         UserError: naming the full option (``dataset.image_size``), its value and what is allowed.
     """
 
-    def require(keys: str, valid: Callable[[object], bool], expected: str) -> None:
+    def require(keys: str, valid: Callable[[Any], bool], expected: str) -> None:
         for key in keys.split():
             value = value_of(cfg, key)
             if not valid(value):
@@ -58,7 +60,7 @@ def check_options(cfg: DictConfig) -> None:
             f"a whole number, at least {low}" + (", or null for all of them" if optional else ""),
         )
 
-    def within(keys: str, valid: Callable[[float], bool], expected: str) -> None:
+    def within(keys: str, valid: Callable[[Any], bool], expected: str) -> None:
         require(keys, lambda value: _is_number(value) and valid(value), expected)
 
     def flag(keys: str) -> None:
@@ -118,9 +120,11 @@ def check_options(cfg: DictConfig) -> None:
             "must be null: scikit-learn brings the digits; dataset=image_folder reads a folder",
         )
         return
-    layout = LAYOUT if cfg.name == "image_folder" else "a folder"
+    layout = LAYOUT if cfg.name in FOLDERS else "a folder"
     require("root", lambda value: isinstance(value, str) and value not in ("", "???"), layout)
-    if cfg.name == "image_folder":
+    if "repeats" in cfg.augment:
+        whole("augment.repeats", low=1)
+    if cfg.name in FOLDERS:
         flag("cache verify")
     elif has_events:
         flag("cache")

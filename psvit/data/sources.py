@@ -14,7 +14,7 @@ from torchvision import datasets
 
 from psvit.data.files import decode
 from psvit.data.labelled import Labelled, Source
-from psvit.data.options import EVENT_DATASETS, LAYOUT
+from psvit.data.options import EVENT_DATASETS, FOLDERS, LAYOUT
 from psvit.errors import UserError
 
 
@@ -32,7 +32,7 @@ def read_source(cfg: DictConfig) -> Source:
         from psvit.data.events import read_events
 
         return read_events(cfg, root)
-    return _image_folder(root) if cfg.name == "image_folder" else _cifar(cfg, root)
+    return _image_folder(root) if cfg.name in FOLDERS else _cifar(cfg, root)
 
 
 def _digits() -> Source:

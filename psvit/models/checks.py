@@ -1,18 +1,19 @@
 """One clear line for values that make no network."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from psvit.errors import UserError
 
 
-def check_counts(**values: object) -> None:
+def check_counts(**values: Any) -> None:
     """Raise a UserError unless every value is a whole number of at least 1."""
     for name, value in values.items():
         if not _is_count(value):
             raise UserError(f"model.{name}", value, "expected a whole number of at least 1")
 
 
-def check_list(name: str, values: object, length: int) -> None:
+def check_list(name: str, values: Any, length: int) -> None:
     """Raise a UserError unless ``values`` are ``length`` whole numbers of at least 1."""
     fits = isinstance(values, Sequence) and not isinstance(values, str)
     if not fits or len(values) != length or not all(map(_is_count, values)):
@@ -27,14 +28,14 @@ def check_heads(channels: int, num_heads: int) -> None:
         raise UserError("model.num_heads", num_heads, f"the heads must divide the width {channels}")
 
 
-def check_rate(drop_path_rate: object) -> None:
+def check_rate(drop_path_rate: Any) -> None:
     """Raise a UserError unless the rate lies in [0, 1)."""
     number = isinstance(drop_path_rate, (int, float)) and not isinstance(drop_path_rate, bool)
     if not number or not 0.0 <= drop_path_rate < 1.0:
         raise UserError("model.drop_path_rate", drop_path_rate, "expected at least 0, below 1")
 
 
-def check_hidden(width: int, mlp_ratio: object) -> None:
+def check_hidden(width: int, mlp_ratio: Any) -> None:
     """Raise a UserError unless an MLP of this width has at least one hidden channel."""
     number = isinstance(mlp_ratio, (int, float)) and not isinstance(mlp_ratio, bool)
     if not number or not mlp_ratio * width >= 1:
@@ -43,7 +44,7 @@ def check_hidden(width: int, mlp_ratio: object) -> None:
         )
 
 
-def check_scales(**scales: object) -> None:
+def check_scales(**scales: Any) -> None:
     """Raise a UserError for the first value that is no number above 0."""
     for name, value in scales.items():
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -51,7 +52,7 @@ def check_scales(**scales: object) -> None:
             raise UserError(f"model.{name}", value, "expected a number above 0")
 
 
-def check_image(image_size: object, strides: Sequence[int]) -> None:
+def check_image(image_size: Any, strides: Sequence[int]) -> None:
     """Raise a UserError unless every stage can divide the image and leaves 2 pixels a side."""
     check_counts(image_size=image_size)
     reduction = 1

@@ -2,7 +2,9 @@
 
 import re
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -20,7 +22,7 @@ COLOURS = {
     "stream": "#E69F00",
 }
 GREY = "#6b6b6b"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8,
     "axes.titlesize": 8,
@@ -58,7 +60,7 @@ def new_figure(height: float, width: float = WIDTH) -> Figure:
     return Figure(figsize=(width, max(height, 1.8)), layout="constrained")
 
 
-def styled() -> matplotlib.RcParams:
+def styled() -> AbstractContextManager[None]:
     """A context in which figures are made and saved; the caller's own settings come back after."""
     return matplotlib.rc_context(STYLE)
 

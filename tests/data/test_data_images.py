@@ -8,7 +8,9 @@ import torch
 from data_files import load_data, write_image
 from PIL import Image
 from timm.data import create_transform
+from torchvision.io import encode_png
 
+from psvit.data import create_data
 from psvit.data.transforms import padded_crop
 
 STILL = {"augment__crop_padding": 0, "augment__hflip": 0.0}
@@ -152,3 +154,35 @@ def test_a_second_run_of_the_same_files_decodes_none(folder, caplog):
     assert not torch.equal(first.test.images, changed.test.images)
     # and other preprocessing is other images
     assert load_data("image_folder", **options | {"image_size": 16}).test.images.shape[-1] == 16
+
+
+def test_imagenet_on_a_made_folder_of_1000_classes(config, tmp_path):
+    """Shape and flow: classes, batches, an image several times an epoch."""
+    image = torch.randint(0, 256, (3, 40, 48), dtype=torch.uint8)
+    bytes_of_it = encode_png(image).numpy().tobytes()
+    for part in ("train", "val"):
+        for number in range(1000):
+            folder = tmp_path / part / f"n{number:08d}"
+            folder.mkdir(parents=True)
+            for name in ("a", "b") if part == "train" else ("a",):
+                (folder / f"{name}.png").write_bytes(bytes_of_it)
+    cfg = config(
+        "dataset=imagenet",
+        f"dataset.root={tmp_path}",
+        "dataset.image_size=32",
+        "dataset.num_workers=0",
+        "dataset.batch_size=12",
+        "dataset.val_fraction=0.5",
+        "dataset.augment.repeats=3",
+    )
+    data = create_data(cfg.dataset, 0)
+    assert (data.num_classes, len(data.train), len(data.val), len(data.test)) == (1000,) * 4
+    loader = data.train_dataloader()
+    images, labels = next(iter(loader))
+    assert images.shape == (12, 3, 32, 32) and images.dtype == torch.float32
+    # four images, three times each, cropped and augmented differently
+    assert sorted(labels.bincount()[labels.unique()].tolist()) == [3, 3, 3, 3]
+    assert not torch.equal(images[0], images[1])
+    assert len(loader) == 1000 // 12 + 1
+    images, labels = next(iter(data.test_dataloader()))
+    assert images.shape[1:] == (3, 32, 32) and torch.equal(images[0], images[5])
