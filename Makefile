@@ -7,7 +7,6 @@ test:
 lint:
 	ruff check .
 	ruff format --check .
-	mypy
 
 format:
 	ruff check --fix .
