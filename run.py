@@ -1,10 +1,14 @@
 """PSViT's command: ``python run.py pruning=fine_grained``, or ``-m`` for a multirun."""
 
+import atexit
 import os
 import re
+import shutil
 import sys
+import tempfile
 import traceback
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import hydra
@@ -34,6 +38,7 @@ def main(cfg: DictConfig) -> float | list[float] | None:
     None where the job failed."""
     # torch, Lightning and W&B take seconds to import: a mistyped option is told before that
     from psvit.pipeline import run
+    from psvit.processes import run_over_processes
 
     job = HydraConfig.get()
     folder = Path(job.runtime.output_dir)
@@ -46,7 +51,8 @@ def main(cfg: DictConfig) -> float | list[float] | None:
         if resumed:
             cfg = stored_config(cfg, folder)
         with stoppable(folder):
-            results = run(cfg, folder, resumed)
+            work = partial(run, resumed=resumed)
+            results = run_over_processes(work, cfg, folder, job.job_logging)
     except (UserError, HydraException, OmegaConfBaseException) as error:
         # Hydra would print the job's overrides and a traceback before an error reached our caller
         if traceback_wanted:
@@ -104,6 +110,11 @@ def missing_plugin(error: Exception) -> str:
 if __name__ == "__main__":
     # without it Hydra prints a traceback of its own and exits before an error reaches us
     os.environ[SHOW_TRACEBACK] = "1"
+    # torchrun and srun start one for each device: the first one's folder is the run's
+    if int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0) > 0:
+        elsewhere = tempfile.mkdtemp()
+        atexit.register(shutil.rmtree, elsewhere, ignore_errors=True)
+        sys.argv += [f"hydra.{mode}.dir={elsewhere}" for mode in ("run", "sweep")]
     try:
         sys.argv[1:] = resumed_arguments(sys.argv[1:])
         main()

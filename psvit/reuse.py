@@ -13,6 +13,7 @@ from torch import nn
 from psvit.cache import StageCache, code_version, data_fingerprint, tensors_fingerprint
 from psvit.data import ImageData
 from psvit.files import read_json, write_json
+from psvit.processes import made_by_all
 from psvit.pruning.ranking import Ranking
 
 # in a run's folder, what is done, until all is
@@ -90,22 +91,24 @@ class Reuse:
         make: Callable[[Path], None],
         key: dict[str, Any],
     ) -> Path:
-        cfg = self.cfg
-        return cache.get(
-            stage,
-            {
-                **{name: asdict(x) if is_dataclass(x) else x for name, x in key.items()},
-                "seed": cfg.seed,
-                "threads": cfg.threads,
-                "channels_last": cfg.channels_last,
-                "trainer": {
-                    name: value for name, value in cfg.trainer.items() if name not in NOT_IN_KEY
-                },
-                "data": self._data,
-                "code": code_version(*code, *filter(None, [cfg.model.get("module")])),
-            },
+        return made_by_all(
+            lambda make: cache.get(stage, self._key(code, key), make),
             make,
         )
+
+    def _key(self, code: Sequence[str], key: dict[str, Any]) -> dict[str, Any]:
+        cfg = self.cfg
+        return {
+            **{name: asdict(x) if is_dataclass(x) else x for name, x in key.items()},
+            "seed": cfg.seed,
+            "threads": cfg.threads,
+            "channels_last": cfg.channels_last,
+            "trainer": {
+                name: value for name, value in cfg.trainer.items() if name not in NOT_IN_KEY
+            },
+            "data": self._data,
+            "code": code_version(*code, *filter(None, [cfg.model.get("module")])),
+        }
 
     def measured(
         self,

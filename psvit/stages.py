@@ -22,6 +22,7 @@ from psvit.data import ImageData
 from psvit.files import copy_whole, read_json, write_csv, write_whole
 from psvit.measure.accuracy import Tally, evaluate
 from psvit.measure.firing import diagnose
+from psvit.processes import from_first, rank
 from psvit.pruning import masked, prune
 from psvit.pruning.allocation import Decision
 from psvit.pruning.analysis import SensitivityOptions, analyse
@@ -271,9 +272,10 @@ class Stages:
     ) -> None:
         """Train ``network`` and write the weights that are kept into ``folder``."""
         weights = folder / WEIGHTS
-        if not weights.exists():
-            # what a stage draws by chance does not depend on what was done before
-            seed_everything(self.cfg.seed, verbose=False)
+        if not from_first(weights.exists()):
+            # what a stage draws by chance does not depend on what was done before; processes draw
+            # for images of their own
+            seed_everything(self.cfg.seed + rank(), verbose=False)
             module = Classifier(network, recipe, self.data.num_classes, prefix, teacher)
             trained = fit(module, self.data, self.cfg.trainer, folder, self.loggers, callbacks)
             _write_weights(weights, trained)

@@ -78,7 +78,7 @@ def test_an_experiment_composes(config, name, monkeypatch):
     check_config(config(f"+experiment={name}", *overrides))
 
 
-@pytest.mark.parametrize("name", ["cpu", "gpu", "ddp"])
+@pytest.mark.parametrize("name", ["cpu", "gpu", "ddp", "ddp_cpu"])
 def test_a_trainer_is_one_that_lightning_makes(config, name):
     trainer = config(f"trainer={name}").trainer
     # what else `fit` takes out

@@ -1,6 +1,6 @@
 """The data of a run as a LightningDataModule."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ from lightning import LightningDataModule
 from omegaconf import DictConfig, OmegaConf
 from timm.data.distributed_sampler import RepeatAugSampler
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, RandomSampler, Subset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Subset
 
 from psvit.data.files import read_all, unreadable, verify
 from psvit.data.frames import FrameTrainTransform, FrameTransform
@@ -19,6 +19,7 @@ from psvit.data.sources import read_source
 from psvit.data.splits import split
 from psvit.data.transforms import EvalTransform, TrainTransform
 from psvit.errors import UserError
+from psvit.processes import share, world_size
 
 
 def create_data(cfg: DictConfig, seed: int) -> "ImageData":
@@ -128,6 +129,14 @@ class ImageDataset(Dataset):
             raise unreadable(image, error, self.root) from error
 
 
+class SharedBatches(BatchSampler):
+    """The batches of one process, of which each process has its share."""
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in super().__iter__():
+            yield share(batch)
+
+
 class ImageData(LightningDataModule):
     """Three splits and their loaders, whose batches are int64 labels ``[B]`` and normalised float32
     images ``[B, 3, S, S]`` or, from event datasets, frames ``[B, T, 2, S, S]``.
@@ -171,9 +180,11 @@ class ImageData(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled; an odd last batch is dropped, as mixup pairs images and BatchNorm cannot
-        normalise one."""
+        normalise one, and one that the processes cannot share evenly."""
         last = len(self.train) % self.cfg.batch_size
-        drop_last = len(self.train) > self.cfg.batch_size and last % 2 == 1
+        drop_last = len(self.train) > self.cfg.batch_size and (
+            last % 2 == 1 or last % world_size() > 0
+        )
         self._order = torch.Generator().manual_seed(self.seed)
         if self._loaded_order is not None:
             self._order.set_state(self._loaded_order)
@@ -186,9 +197,7 @@ class ImageData(LightningDataModule):
             order = RandomSampler(self.train, generator=self._order)
         return self._loader(
             self.train,
-            self.cfg.batch_size,
-            sampler=order,
-            drop_last=drop_last,
+            batch_sampler=SharedBatches(order, self.cfg.batch_size, drop_last),
             generator=self._order,
             # workers that outlive an epoch would draw on where no checkpoint can follow
             persistent_workers=False,
@@ -233,7 +242,7 @@ class ImageData(LightningDataModule):
             return part
         return Subset(part, _choice(len(part), images, self.cfg.split_seed))
 
-    def _loader(self, dataset: Dataset, batch_size: int, **options) -> DataLoader:
+    def _loader(self, dataset: Dataset, batch_size: int = 1, **options) -> DataLoader:
         # Its own generator in evaluation too: without one, a loader draws from the global one, and
         # how often a run evaluates would change how it trains.
         options.setdefault("generator", torch.Generator().manual_seed(self.seed))

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from psvit.inference import optimize_for_inference
+from psvit.processes import by_shares
 
 # with five classes or fewer, one of the five is always right
 TOP = 5
@@ -105,12 +106,13 @@ def evaluate(
     """Accuracy and loss of ``model``, in evaluation mode, over batches of (images, labels).
 
     With a ``reference`` network also the divergence from its outputs. The answers are kept.
+    Several processes share each batch, and all have the whole tally.
     """
     network = optimize_for_inference(model.eval().to(device))
     expecting = None if reference is None else optimize_for_inference(reference.eval().to(device))
     tally = Tally(answers=[])
     for images, labels in batches:
         images = images.to(device)
-        expected = None if expecting is None else expecting(images)
-        tally.add(network(images), labels.to(device), expected)
+        expected = None if expecting is None else by_shares(expecting, images)
+        tally.add(by_shares(network, images), labels.to(device), expected)
     return tally

@@ -12,14 +12,16 @@ from lightning import Callback, LightningDataModule
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import TorchCheckpointIO
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from torch import nn
 
 from psvit.errors import UserError
 from psvit.files import write_whole
+from psvit.processes import from_first, world_size
 from psvit.training.callbacks import EpochLines, KeepRandomState, MovingAverage
 from psvit.training.module import Classifier
+from psvit.training.sync import SyncBatchNorms
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -64,7 +66,8 @@ def fit(
             checkpoint cannot be read.
     """
     recipe = module.recipe
-    checkpoints = folder / "checkpoints" / module.prefix
+    # the first process writes them, and all read what it wrote
+    checkpoints = Path(from_first(str(folder))) / "checkpoints" / module.prefix
     averaging = [] if recipe.ema_decay is None else [MovingAverage(recipe.ema_decay)]
     # the last epoch's after the best one's, whose score it holds
     savers = [
@@ -82,12 +85,19 @@ def fit(
         )
         savers.insert(0, best)
     bar = Console().is_terminal and trainer.get("enable_progress_bar", True)
+    options = OmegaConf.to_container(trainer, resolve=True)
+    if options.pop("compile"):
+        module.compile_network()
+    plugins: list[Any] = [WholeCheckpoints()]
+    if options.pop("sync_batchnorm") and world_size() > 1:
+        plugins.append(SyncBatchNorms(on_gpu=options["accelerator"] != "cpu"))
     lightning = instantiate(
-        trainer,
+        options,
         # or Lightning puts up a bar of its own
         enable_progress_bar=bar,
         max_epochs=recipe.epochs,
         logger=list(loggers),
+        plugins=plugins,
         default_root_dir=str(folder),
         callbacks=[
             RichProgressBar(leave=False) if bar else EpochLines(),
@@ -96,7 +106,6 @@ def fit(
             *averaging,
             *savers,
         ],
-        plugins=[WholeCheckpoints()],
     )
     last, kept = checkpoints / "last.ckpt", checkpoints / f"{recipe.keep}.ckpt"
     # an evaluation may have come before, and Lightning leaves the mode as it finds it

@@ -7,6 +7,7 @@ import pytest
 import torch
 from colours import TINY, half_of_all, separable, small
 from lightning import Callback, LightningDataModule
+from omegaconf import OmegaConf
 from torch.utils.data import TensorDataset
 
 from psvit.data import create_data
@@ -122,7 +123,7 @@ def test_the_best_epoch_is_kept(trainer, tmp_path, decay, every, top1):
     network, follow = small(**TINY), Follow()
     callbacks = [follow, Answer([0, 2, 1, 1]), PruneBeforeFit(half_of_all(network))]
     recipe = Recipe(epochs=4, lr=5e-3, ema_decay=decay, keep="best")
-    trainer = {**trainer, "check_val_every_n_epoch": every}
+    trainer = OmegaConf.merge(trainer, {"check_val_every_n_epoch": every})
     kept = fit(trainer, tmp_path, recipe, *callbacks, network=network, data=skewed())
     assert follow.top1 == pytest.approx(top1)
     assert same(kept.state_dict(), follow.validated[top1.index(1 / 2)])
