@@ -205,12 +205,13 @@ def test_too_many_calibration_images(images):
 def test_every_shipped_config_is_valid(path: Path):
     cfg = load_cfg(path.stem)
     assert cfg.name == path.stem
-    if cfg.name == "image_folder":
+    if cfg.name in ("image_folder", "imagenet"):
         cfg.root = "anywhere"
     shared, augment = set(load_cfg("cifar10")) - {"download"}, set(load_cfg("cifar10").augment)
     own = {
         "digits": {"test_fraction"},
         "image_folder": {"cache", "verify"},
+        "imagenet": {"cache", "verify"},
         "cifar10_dvs": {"frames", "cache", "test_fraction"},
         "dvs128_gesture": {"frames", "cache"},
         "n_mnist": {"frames", "cache"},
@@ -218,6 +219,8 @@ def test_every_shipped_config_is_valid(path: Path):
     if cfg.name in EVENT_DATASETS:
         cfg.frames = 4
         shared, augment = shared - {"crop_pct"}, {"crop_padding", "hflip"}
+    if cfg.name == "imagenet":
+        augment = augment | {"repeats"}
     check_options(cfg)
     assert set(cfg) == shared | own.get(cfg.name, {"download"})
     assert set(cfg.augment) == augment

@@ -90,4 +90,8 @@ def test_the_classes_that_changed_most_are_drawn(run, count):
 
 def test_without_a_second_network_no_class_has_paid(run):
     assert classes(replace(run, classes=of_classes(3, ("base",)))) is None
-    assert classes(run) is None and operations(run) is None
+    assert classes(run) is None
+
+
+def test_without_counts_nothing_is_drawn(run):
+    assert operations(replace(run, operations=None)) is None
