@@ -11,7 +11,7 @@ import json, logging, os, sys, time
 from pathlib import Path
 from psvit.cache.store import StageCache
 
-root, name, stage, key, signals, follows = json.loads(sys.argv[1])
+root, name, stage, key, signals = json.loads(sys.argv[1])
 signals = Path(signals)
 logging.basicConfig(filename=signals / f"{name}.log", level=logging.INFO)
 logging.getLogger("filelock").setLevel(logging.WARNING)
@@ -27,7 +27,7 @@ def make(folder):
     wait_for(signals / f"{name}.go")
     (folder / "result.txt").write_text(name)
 
-folder = StageCache(root).get(stage, key, make, follows)
+folder = StageCache(root).get(stage, key, make)
 (signals / f"{name}.got").write_text(json.dumps([str(folder), (folder / "result.txt").read_text()]))
 """
 PATIENCE = 60
@@ -45,8 +45,8 @@ class Jobs:
         self.signals.mkdir()
         self.processes = []
 
-    def start(self, name, key, stage="base", follows=False):
-        about = json.dumps([str(self.root), name, stage, key, str(self.signals), follows])
+    def start(self, name, key, stage="base"):
+        about = json.dumps([str(self.root), name, stage, key, str(self.signals)])
         process = subprocess.Popen(
             [sys.executable, "-c", PROGRAM, about], cwd=Path(__file__).parents[1]
         )

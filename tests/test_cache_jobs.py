@@ -64,22 +64,3 @@ def test_a_job_goes_on_from_what_a_killed_one_left(jobs):
     folder, result = json.loads(jobs.read("heir.got"))
     assert result == "heir"
     assert [path.name for path in jobs.root.glob("base/*")] == [folder.rpartition("/")[2]]
-
-
-def test_ranks_of_one_training_work_in_one_folder_and_do_not_wait_for_its_lock(jobs):
-    jobs.start("rank0", {"seed": 0})
-    jobs.until_making("rank0")
-    jobs.start("rank1", {"seed": 0}, follows=True)
-    # the first rank still holds the lock, as it would while it waits for this one
-    jobs.until_making("rank1")
-    assert json.loads(jobs.read("rank1.making")) == ["by-rank0"]
-    jobs.let("rank1")
-    jobs.until_waiting("rank1")
-    jobs.let("rank0")
-    jobs.finish()
-    assert json.loads(jobs.read("rank0.got")) == json.loads(jobs.read("rank1.got"))
-    # a later stage of the same run finds the entry there
-    jobs.start("rank2", {"seed": 0}, follows=True)
-    jobs.finish()
-    assert json.loads(jobs.read("rank2.got")) == json.loads(jobs.read("rank0.got"))
-    assert not jobs.read("rank2.making")

@@ -3,10 +3,7 @@
 import hashlib
 import json
 import os
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import yaml
@@ -117,40 +114,6 @@ def test_unfinished_work_that_nobody_comes_back_to_is_given_up(cache, make):
     with lock_of(cache.root, "base", key_hash({"name": "busy"})):
         cache.get("base", KEY, make)
     assert {name for name in left if left[name].exists()} == {"young", "busy"}
-
-
-def test_without_a_cache_every_call_works_anew(tmp_path, make):
-    folders = [StageCache(None).get("base", KEY, make) for _ in range(2)]
-    assert make.found == [[], []] and folders[0] != folders[1]
-    assert all((folder / "weights.bin").exists() for folder in folders)
-
-
-def test_without_a_cache_a_run_finds_its_own_work_in_its_folder(tmp_path, make):
-    for _ in range(2):
-        folder = StageCache(None, scratch=tmp_path / "run").get("base", KEY, make)
-        assert folder.parent == tmp_path / "run"
-    assert make.found == [[], ["weights.bin"]]
-
-
-def test_a_temporary_folder_goes_with_its_process():
-    program = (
-        "from psvit.cache.store import StageCache\n"
-        "print(StageCache(None).get('base', {}, lambda folder: (folder / 'a').touch()))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    folder = Path(done.stdout.strip())
-    assert folder.name.startswith("psvit-base-") and not folder.exists()
-
-
-def test_a_rank_that_follows_tells_when_the_first_one_left_nothing(cache, make):
-    with pytest.raises(RuntimeError, match="first rank left no base"):
-        cache.get("base", KEY, make, follows=True)
 
 
 def refusal(root, make):

@@ -1,10 +1,8 @@
 """Folders of results that are made once: ``<root>/<stage>/<hash of the key>/``."""
 
-import atexit
 import logging
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -39,26 +37,18 @@ class StageCache:
     """Folders of finished work, shared by jobs that run at the same time or later.
 
     Args:
-        root: the cache; made where it is missing. None: nothing is kept and every stage is done.
-        scratch: without a cache, the stages work in folders of this one (the run's), where a run
-            that goes on after a kill finds them again; None: in temporary folders that go when the
-            process ends.
+        root: the cache; made where it is missing.
         option: what the user sets ``root`` by, for messages.
     """
 
-    def __init__(
-        self, root: Path | None, scratch: Path | None = None, option: str = "paths.cache_dir"
-    ):
-        self.root = None if root is None else Path(root)
-        self.scratch = None if scratch is None else Path(scratch)
-        self.option = option
+    def __init__(self, root: Path, option: str = "paths.cache_dir"):
+        self.root, self.option = Path(root), option
 
     def get(
         self,
         stage: str,
         key: Mapping[str, Any],
         make: Callable[[Path], None],
-        follows: bool = False,
     ) -> Path:
         """The folder with what ``make`` writes for ``key``: an earlier one, or a new one.
 
@@ -71,37 +61,20 @@ class StageCache:
                 ``data_fingerprint``, the ``code_version``.
             make: writes the result into the folder it is given, which holds what an unfinished
                 call for the same key left there.
-            follows: this process is a further rank of a distributed training and its first rank,
-                which makes the entry, waits for it in ``make``: work along in the same folder,
-                without the lock.
 
         Returns:
             The entry. It is shared: copy what you want to change.
 
         Raises:
             UserError: the cache cannot be written.
-            RuntimeError: a rank that follows ended, and the first one left no entry.
             TypeError: the key holds what has no plain form.
         """
-        if self.root is None:
-            folder = self._uncached(stage, key)
-            make(folder)
-            return folder
         entry = self.root / stage / key_hash(key)
         partial = entry.with_name(entry.name + PARTIAL)
-        if follows and not entry.exists():
-            with self._written():
-                partial.mkdir(parents=True, exist_ok=True)
-            make(partial)
-            with self._alone(stage, entry):
-                if (reason := damage(entry)) is not None:
-                    raise RuntimeError(f"the first rank left no {stage} at {entry}: {reason}")
-            return entry
         with self._alone(stage, entry):
             if self._whole(entry):
-                if not follows:
-                    with self._written(), (entry / USES).open("a") as uses:
-                        uses.write(_now() + "\n")
+                with self._written(), (entry / USES).open("a") as uses:
+                    uses.write(_now() + "\n")
                 return entry
             with self._written():
                 resumed = partial.exists()
@@ -125,15 +98,6 @@ class StageCache:
         _log.log(level, "%s took %.1f s and is kept in %s", stage, about["seconds"], entry)
         self._give_up_stale(stage)
         return entry
-
-    def _uncached(self, stage: str, key: Mapping[str, Any]) -> Path:
-        if self.scratch is None:
-            folder = Path(tempfile.mkdtemp(prefix=f"psvit-{stage}-"))
-            atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        else:
-            folder = self.scratch / f"{stage}-{key_hash(key)}"
-            folder.mkdir(parents=True, exist_ok=True)
-        return folder
 
     @contextmanager
     def _alone(self, stage: str, entry: Path) -> Iterator[None]:
