@@ -1,6 +1,7 @@
 """Costly stages: what they depend on, and where their results are kept for those who need them."""
 
 import functools
+import logging
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, is_dataclass
@@ -40,7 +41,8 @@ class Reuse:
     def __init__(self, cfg: DictConfig, data: ImageData, folder: Path):
         self.cfg, self.data = cfg, data
         self.folder = folder / DONE
-        self._own = StageCache(self.folder, option="paths.output_dir")
+        # the run tells of its stages itself
+        self._own = StageCache(self.folder, option="paths.output_dir", level=logging.DEBUG)
         root = cfg.paths.cache_dir
         self._cache = self._own if root is None else StageCache(Path(root))
 

@@ -39,10 +39,11 @@ class StageCache:
     Args:
         root: the cache; made where it is missing.
         option: what the user sets ``root`` by, for messages.
+        level: of the line that says what is kept, for work of at least a second.
     """
 
-    def __init__(self, root: Path, option: str = "paths.cache_dir"):
-        self.root, self.option = Path(root), option
+    def __init__(self, root: Path, option: str = "paths.cache_dir", level: int = logging.INFO):
+        self.root, self.option, self.level = Path(root), option, level
 
     def get(
         self,
@@ -94,7 +95,7 @@ class StageCache:
                 write_json(partial / MANIFEST, _manifest(partial))
                 partial.rename(entry)
         # what is quickly made again is not worth a line
-        level = logging.INFO if about["seconds"] >= 1 else logging.DEBUG
+        level = self.level if about["seconds"] >= 1 else logging.DEBUG
         _log.log(level, "%s took %.1f s and is kept in %s", stage, about["seconds"], entry)
         self._give_up_stale(stage)
         return entry
