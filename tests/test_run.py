@@ -219,6 +219,8 @@ def test_runs_share_what_the_cache_holds(config, tiny_run, tmp_path):
             "pruning.ratios=[0.3]",
             "trainer.max_epochs=2",
             "finetune.epochs=1",
+            "logger=none",
+            "report=tables",
             "seed=5",
             f"paths.cache_dir={cache}",
         )
