@@ -59,13 +59,15 @@ def main(cfg: DictConfig) -> float | list[float] | None:
             raise
         if not in_multirun:
             sys.exit(tell(error))
-        return give_up(folder, error)
+        give_up(folder, error)
+        return None
     except Exception as error:
         # the other jobs go on, and the comparison at the end tells which failed
         if not in_multirun:
             raise
         traceback.print_exc()
-        return give_up(folder, error)
+        give_up(folder, error)
+        return None
     return objectives(cfg, results["rows"][-1])
 
 

@@ -105,7 +105,7 @@ class Measured:
         images = self._images(sizes[-1])
         table = time_networks(networks, images, sizes, self.cfg.repeats, self.cfg.warmup)
         write_csv(self.folder / "latency.csv", table)
-        found = {}
+        found: dict[str, dict[str, Any]] = {}
         for name, rows in table.groupby("network", sort=False):
             single, batch = rows.iloc[0], rows.iloc[-1]
             found[name] = {

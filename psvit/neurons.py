@@ -37,6 +37,8 @@ class LIF(neuron.LIFNode):
         v_threshold: firing threshold.
     """
 
+    v: Tensor | float
+
     def __init__(self, tau: float = 2.0, v_threshold: float = 1.0):
         super().__init__(
             tau=float(tau),
@@ -89,6 +91,8 @@ class IntegerLIF(neuron.ILIFNode):
         levels: D, the most spikes a step.
         norm: what the count is divided by; None for ``levels``.
     """
+
+    v: Tensor | float
 
     def __init__(self, levels: int = 4, norm: float | None = None):
         super().__init__(surrogate_function=surrogate.MultiLevelSpikeCount(levels), step_mode="m")

@@ -4,7 +4,7 @@ import functools
 import logging
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from psvit.data import ImageData
 from psvit.files import read_json, write_json
 from psvit.processes import made_by_all
 from psvit.pruning.ranking import Ranking
+from psvit.training.recipe import Recipe
 
 # in a run's folder, what is done, until all is
 DONE = "stages"
@@ -101,7 +102,7 @@ class Reuse:
     def _key(self, code: Sequence[str], key: dict[str, Any]) -> dict[str, Any]:
         cfg = self.cfg
         return {
-            **{name: asdict(x) if is_dataclass(x) else x for name, x in key.items()},
+            **{name: asdict(x) if isinstance(x, Recipe) else x for name, x in key.items()},
             "seed": cfg.seed,
             "threads": cfg.threads,
             "channels_last": cfg.channels_last,

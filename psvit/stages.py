@@ -3,7 +3,7 @@
 import copy
 import logging
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from psvit.cache import tensors_fingerprint
 from psvit.channels import Plan
@@ -63,7 +64,7 @@ class Stages:
         self.reuse = Reuse(cfg, data, folder)
         self.record = Record(cfg, data, folder, self.device, self.reuse)
         # the network that everything is compared with, once it is trained
-        self.base: nn.Module | None = None
+        self.base: nn.Module
         # the sensitivity tables so far
         self.tables: list[str] = []
 
@@ -212,7 +213,7 @@ class Stages:
         _log.info("%s: %s", name, ", ".join(f"{key} {value}" for key, value in summary.items()))
         return pd.read_csv(self.folder / name)
 
-    def _sensitivity_batches(self) -> Iterable[tuple[Tensor, Tensor]]:
+    def _sensitivity_batches(self) -> DataLoader:
         return self.data.val_dataloader(self.cfg.pruning.sensitivity.images)
 
     def compare_prediction(self, decision: Decision, pruned: nn.Module, mended: nn.Module) -> None:

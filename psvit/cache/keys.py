@@ -110,7 +110,7 @@ def _sources(module: str) -> Iterator[tuple[str, Path]]:
         raise ModuleNotFoundError(f"no module named {module!r}", name=module)
     top = module.replace(".", "/")
     if spec.submodule_search_locations is None:
-        yield f"{top}.py", Path(spec.origin)
+        yield f"{top}.py", Path(str(spec.origin))
         return
     for folder in spec.submodule_search_locations:
         for path in Path(folder).rglob("*.py"):
@@ -150,7 +150,7 @@ def tensors_fingerprint(tensors: Mapping[str, Any]) -> str:
     return total.hexdigest()
 
 
-def _images(images: Any, root: Path | None) -> Iterator[bytes]:
+def _images(images: Any, root: Path) -> Iterator[bytes | memoryview]:
     from torch import Tensor
 
     from psvit.data.files import unreadable

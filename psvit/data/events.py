@@ -10,12 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
+from torchvision.datasets import DatasetFolder
 from torchvision.datasets.utils import check_integrity
 
 from psvit.data.files import read_all
@@ -72,7 +73,7 @@ class Layout(NamedTuple):
         unpacked: what the archives hold, for messages.
     """
 
-    reader: type
+    reader: Any
     class_names: tuple[str, ...]
     folders: tuple[str, ...]
     parts: tuple[str, ...]
@@ -136,7 +137,7 @@ def read_events(cfg: DictConfig, root: Path) -> Source:
     return Source(list(layout.class_names), train, None, test[0] if test else None, load_frames)
 
 
-def _open(layout: Layout, root: Path, part: str, frames: int) -> datasets.NeuromorphicDatasetFolder:
+def _open(layout: Layout, root: Path, part: str, frames: int) -> DatasetFolder:
     """spikingjelly's dataset, which makes the frames where they are not there."""
     train = {"train": part == "train"} if part else {}
     return layout.reader(

@@ -61,7 +61,7 @@ def read_all(
     bad = [(p, r) for p, r in zip(paths, results, strict=True) if isinstance(r, Exception)]
     if bad:
         raise unreadable(*bad[0], root, kind, len(bad))
-    return results
+    return [result for result in results if not isinstance(result, Exception)]
 
 
 def unreadable(

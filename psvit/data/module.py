@@ -11,7 +11,7 @@ from timm.data.distributed_sampler import RepeatAugSampler
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Subset
 
-from psvit.data.files import read_all, unreadable, verify
+from psvit.data.files import decode, read_all, unreadable, verify
 from psvit.data.frames import FrameTrainTransform, FrameTransform
 from psvit.data.labelled import Labelled, Source
 from psvit.data.options import EVENT_DATASETS, check_options
@@ -35,6 +35,7 @@ def create_data(cfg: DictConfig, seed: int) -> "ImageData":
     """
     check_options(cfg)
     # Built before the images are read: a bad augmentation should not wait for them.
+    transforms: dict[str, EvalTransform]
     if cfg.name in EVENT_DATASETS:
         transforms = {"train": FrameTrainTransform(cfg), "eval": FrameTransform(cfg)}
     else:
@@ -100,8 +101,8 @@ class ImageDataset(Dataset):
         self,
         part: Labelled,
         transform: EvalTransform,
-        decode: Callable[[Path], Tensor] | None = None,
-        root: Path | None = None,
+        decode: Callable[[Path], Tensor],
+        root: Path,
     ):
         self.images, self.labels = part
         self.transform, self.decode, self.root = transform, decode, root
@@ -160,10 +161,10 @@ class ImageData(LightningDataModule):
         self.cfg, self.seed = cfg, seed
         self.class_names, self.num_classes = source.class_names, len(source.class_names)
         self.image_size, self.in_channels = cfg.image_size, len(cfg.mean)
-        root = Path(cfg.root).expanduser() if cfg.root is not None else None
+        root = Path(cfg.root or "").expanduser()
 
         def dataset(part: str, transform: str) -> ImageDataset:
-            return ImageDataset(parts[part], transforms[transform], source.decode, root)
+            return ImageDataset(parts[part], transforms[transform], source.decode or decode, root)
 
         self.train = dataset("train", "train")
         self.val = dataset("val", "eval")

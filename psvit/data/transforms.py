@@ -42,6 +42,7 @@ class EvalTransform:
     """Fits and normalises; event frames have a ``fit`` of their own."""
 
     def __init__(self, cfg: DictConfig, fit: Callable[[Tensor], Tensor] | None = None):
+        self.size = cfg.image_size
         self.fit = Fit(cfg) if fit is None else fit
         self.mean, self.std = list(cfg.mean), list(cfg.std)
 
@@ -51,7 +52,7 @@ class EvalTransform:
 
     def store(self, image: Tensor) -> Tensor:
         """What to keep of an image in memory: as the network reads it, or as is if that is less."""
-        return image if min(image.shape[1:]) < self.fit.size else self.fit(image)
+        return image if min(image.shape[1:]) < self.size else self.fit(image)
 
     def normalise(self, images: Tensor) -> Tensor:
         return F.normalize(F.to_dtype(images, torch.float32, scale=True), self.mean, self.std)
@@ -68,7 +69,7 @@ class TrainTransform(EvalTransform):
             self.resized_crop = v2.RandomResizedCrop(
                 cfg.image_size,
                 scale=tuple(options.random_resized_crop),
-                interpolation=self.fit.interpolation,
+                interpolation=v2.InterpolationMode(cfg.interpolation),
                 antialias=True,
             )
         self.crop_padding, self.hflip = options.crop_padding, options.hflip
@@ -110,7 +111,7 @@ def padded_crop(images: Tensor, padding: int) -> Tensor:
     return windows[torch.arange(count), :, top, left]
 
 
-def each(fit: Fit, images: Tensor | list[Tensor]) -> Tensor:
+def each(fit: Callable[[Tensor], Tensor], images: Tensor | list[Tensor]) -> Tensor:
     return fit(images) if isinstance(images, Tensor) else torch.stack([fit(i) for i in images])
 
 

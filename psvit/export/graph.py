@@ -94,7 +94,7 @@ def constants(neuron: nn.Module) -> tuple:
     """
     if isinstance(neuron, LIF):
         known = neuron.decay_input and neuron.v_reset == 0.0
-        values = (neuron.tau, neuron.v_threshold)
+        values: tuple[Any, ...] = (neuron.tau, neuron.v_threshold)
     else:
         known = neuron.v_threshold == 1.0 and not neuron.detach_reset
         values = (neuron.surrogate_function.max_spike_count, 1.0 - 1.0 / neuron.tau, neuron.norm)

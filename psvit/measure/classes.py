@@ -110,7 +110,8 @@ def confusion_changes(base: Tally, other: Tally, names: Sequence[str]) -> pd.Dat
 def _answers(base: Tally, other: Tally) -> tuple[Tensor, Tensor, Tensor]:
     """Labels, and the classes that each chose, of all images ``[N]``."""
     (before, labels), (after, same) = (
-        (torch.cat(part) for part in zip(*tally.answers, strict=True)) for tally in (base, other)
+        (torch.cat(part) for part in zip(*tally.answers or (), strict=True))
+        for tally in (base, other)
     )
     if not torch.equal(labels, same):
         raise ValueError("the two networks saw different images")

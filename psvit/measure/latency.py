@@ -49,7 +49,7 @@ def time_networks(
         took: dict[str, list[float]] = {name: [] for name in networks}
         for number in range(repeats):
             # a machine that slows down within a round does not slow the same network every time
-            order = list(networks) if number % 2 == 0 else list(reversed(networks))
+            order = list(networks) if number % 2 == 0 else list(networks)[::-1]
             for name in order:
                 took[name].append(seconds_of(partial(networks[name], batch)))
         base = took[next(iter(networks))]

@@ -13,6 +13,7 @@ each of them, or a MAC for each input: both are told.
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import pandas as pd
 import torch
@@ -79,7 +80,7 @@ def count_operations(network: nn.Module, images: Tensor) -> pd.DataFrame:
                 stack.enter_context(neuron.register_forward_hook(counter.follow))
         stack.enter_context(counter)
         for batch in images.split(_BATCH):
-            _evaluate(network, lambda batch=batch: network(batch))
+            _evaluate(network, partial(network, batch))
     nan = float("nan")
     rows = []
     for layer, work in counter.layers.items():

@@ -34,7 +34,7 @@ class SpikingAttention(nn.Module):
         value_ratio: width of the value over that of query and key.
     """
 
-    inputs = ("query", "key", "value")
+    inputs: tuple[str, ...] = ("query", "key", "value")
 
     def __init__(
         self,

@@ -130,10 +130,8 @@ for size, embed_dims in {
     register_model(f"e_spikeformer{size}", ESpikeFormer, embed_dims=embed_dims)
 
 register_model("sdt_v1", SpikeDrivenTransformer)
-for depth, embed_dims in ((8, 384), (6, 512), (8, 512), (10, 512), (8, 768)):
-    register_model(
-        f"sdt_v1_{depth}_{embed_dims}", SpikeDrivenTransformer, depth=depth, embed_dims=embed_dims
-    )
+for depth, width in ((8, 384), (6, 512), (8, 512), (10, 512), (8, 768)):
+    register_model(f"sdt_v1_{depth}_{width}", SpikeDrivenTransformer, depth=depth, embed_dims=width)
 register_model(
     "sdt_v1_cifar",
     SpikeDrivenTransformer,
@@ -145,10 +143,8 @@ register_model(
 )
 
 register_model("spikformer", Spikformer)
-for embed_dims, num_heads in ((384, 12), (512, 8), (768, 12)):
-    register_model(
-        f"spikformer_8_{embed_dims}", Spikformer, embed_dims=embed_dims, num_heads=num_heads
-    )
+for width, heads in ((384, 12), (512, 8), (768, 12)):
+    register_model(f"spikformer_8_{width}", Spikformer, embed_dims=width, num_heads=heads)
 register_model(
     "spikformer_cifar",
     Spikformer,
@@ -162,7 +158,5 @@ register_model(
 )
 
 register_model("qkformer", QKFormer)
-for embed_dims, num_heads in ((384, 6), (512, 8), (768, 12)):
-    register_model(
-        f"qkformer_10_{embed_dims}", QKFormer, embed_dims=embed_dims, num_heads=num_heads
-    )
+for width, heads in ((384, 6), (512, 8), (768, 12)):
+    register_model(f"qkformer_10_{width}", QKFormer, embed_dims=width, num_heads=heads)

@@ -23,7 +23,7 @@ Table = list[tuple[str, str | Callable[[re.Match], str]]]
 
 def _counted(name: str) -> Callable[[re.Match], str]:
     """``block3.`` -> ``<name>.2.``: the authors count from 0."""
-    return lambda match: f"{name.format(*match.groups())}.{int(match[match.lastindex]) - 1}."
+    return lambda match: f"{name.format(*match.groups())}.{int(match.groups()[-1]) - 1}."
 
 
 _QUERY_KEY_VALUE: Table = [
@@ -142,8 +142,9 @@ def load_official(model: nn.Module, state_dict: Mapping[str, object]) -> nn.Modu
             authors' words. Nothing is loaded then.
     """
     for wrapper in ("model", "state_dict"):
-        if isinstance(state_dict.get(wrapper), Mapping):
-            state_dict = state_dict[wrapper]
+        inside = state_dict.get(wrapper)
+        if isinstance(inside, Mapping):
+            state_dict = inside
     wanted = model.state_dict()
     names = official_names(model)
     loaded: dict[str, Tensor] = {}

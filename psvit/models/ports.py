@@ -31,7 +31,8 @@ class Ports:
     @staticmethod
     def joined(parts: Iterable["Ports"]) -> "Ports":
         """The ports of blocks that share a stream."""
-        reads, writes = [], []
+        reads: list[str] = []
+        writes: list[str] = []
         for part in parts:
             reads += part.reads
             writes += part.writes

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -104,7 +105,7 @@ def bytes_an_image(model: nn.Module, image: Tensor) -> int:
         for segment in model.segments().values():
             replay = Replay(segment)
             entered = x
-            x = replay.record(lambda segment=segment, x=x: model.step(segment, x), x)
+            x = replay.record(partial(model.step, segment, x), x)
             kept = {id(y): y.nbytes for y in (entered, x, *replay.outputs)}
             widest = max(widest, sum(kept.values()))
     return widest

@@ -66,7 +66,7 @@ def estimate_sensitivity(
     """
     table = Table(model, ranking, ratios)
     found, images = predict(model.to(device), ranking, table, calibration, device)
-    order = sorted(table.candidates, key=found.get)
+    order = sorted(table.candidates, key=found.__getitem__)
     places = np.linspace(0, len(order) - 1, min(measured_rows, len(order))).round().astype(int)
     chosen = [order[place] for place in np.unique(places)]
     sums = measure_candidates(

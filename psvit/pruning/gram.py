@@ -4,7 +4,7 @@ float64, on the device of the pass, where they are inverted.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,7 @@ class Gram:
     """
 
     # float64; before the first rows 0
-    matrix: Tensor | float = 0.0
+    matrix: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
     # T · B · positions
     rows: int = 0
 

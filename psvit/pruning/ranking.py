@@ -2,8 +2,9 @@
 
 import fnmatch
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ def removable(
     """
     # 0.07 of 100 is 7 units, also in floating point
     floor = math.ceil((min_keep * group.size if min_keep < 1 else min_keep) - 1e-9)
-    cuts = range(group.heads, group.size - max(floor, group.heads) + 1, group.heads)
+    cuts: Sequence[int] = range(group.heads, group.size - max(floor, group.heads) + 1, group.heads)
     round_cuts = [
         cut
         for cut in range(group.heads, group.size, group.heads)
@@ -112,8 +113,10 @@ class Ranking:
         if scope not in SCOPES:
             raise UserError("pruning.scope", scope, f"expected one of {', '.join(SCOPES)}")
         self.groups = _prunable(model, kinds, protect)
-        score = partial(random, seed=seed) if importance == "random" else IMPORTANCES[importance]
-        statistics = ()
+        score: Callable[..., Tensor] = IMPORTANCES[importance]
+        if importance == "random":
+            score = partial(random, seed=seed)
+        statistics: tuple[Any, ...] = ()
         if importance in STATISTICS:
             if batches is None:
                 raise UserError("pruning.importance", importance, "needs calibration images")

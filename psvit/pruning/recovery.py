@@ -102,13 +102,17 @@ def _solve(
 ) -> None:
     """W' = W C (G + λI)⁻¹, with G = XᵀX of the mended network's inputs and C = X_baseᵀ X."""
     ours, theirs = small.get_submodule(layer), full.get_submodule(layer)
-    gram = cross = None
-    for x, x_base in zip(inputs, base_inputs, strict=True):
+
+    def products(x: Tensor, x_base: Tensor) -> tuple[Tensor, Tensor]:
+        """G and C of one batch: float32 products, for float64 sums over the batches."""
         rows = _input_rows(pruned, small, layer, x)
         base_rows = _input_rows(base, full, layer, x_base)
-        # float32 products of one batch, float64 sums over the batches
-        g, c = (rows.T @ rows).double(), (base_rows.T @ rows).double()
-        gram, cross = (g, c) if gram is None else (gram + g, cross + c)
+        return (rows.T @ rows).double(), (base_rows.T @ rows).double()
+
+    gram, cross = products(inputs[0], base_inputs[0])
+    for x, x_base in zip(inputs[1:], base_inputs[1:], strict=True):
+        g, c = products(x, x_base)
+        gram, cross = gram + g, cross + c
     weight = theirs.weight
     kept = cuts.get((f"{path}.{layer}", OUTPUT))
     if kept is not None:

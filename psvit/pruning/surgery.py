@@ -34,9 +34,9 @@ def prune_(model: nn.Module, plan: Plan) -> nn.Module:
     groups = model.channel_groups()
     for (path, axis), kept in plan_cuts(model, plan).items():
         _cut_module(model.get_submodule(path), axis, kept)
-    for name, kept in plan.items():
+    for name, units in plan.items():
         for path in groups[name].counted_by:
-            model.get_submodule(path).num_heads = len(kept)
+            model.get_submodule(path).num_heads = len(units)
     return model
 
 

@@ -152,8 +152,8 @@ def _log_networks(run: Any, files: RunFiles) -> None:
     about, stages = files.results.get("run", {}), _stages(files)
     if MENDED.sub("", stages["final"]["name"]) != stages["final"]["name"]:
         stages["finetuned"] = stages["final"]
-    found = {stage: _saved(files, stage) for stage in NETWORKS if stage in stages}
-    found = {stage: folder for stage, folder in found.items() if folder is not None}
+    saved = {stage: _saved(files, stage) for stage in NETWORKS if stage in stages}
+    found = {stage: folder for stage, folder in saved.items() if folder is not None}
     made_from = None
     for stage, folder in found.items():
         shared = (

@@ -40,7 +40,7 @@ def write_diagnostics(run: RunFiles) -> None:
         return
     write_text(text, markdown(run))
     with style.styled():
-        style.save(firing_drift(run), figures, FIGURE)
+        style.save(firing_drift(run.diagnostics), figures, FIGURE)
 
 
 def summary(run: RunFiles) -> dict[str, float]:
@@ -55,8 +55,8 @@ def summary(run: RunFiles) -> dict[str, float]:
         values["firing/dead"] = float(dead(rows))
         for when in ("_base", ""):
             values[f"firing/rate{when}"] = float(rows[f"rate{when}"].mean())
-            for measured in ("silent", "saturated"):
-                values[f"firing/{measured}{when}"] = _share(rows, measured, when)
+            for share in ("silent", "saturated"):
+                values[f"firing/{share}{when}"] = _share(rows, share, when)
     prediction = _prediction(run)
     if prediction is not None:
         predicted, measured = prediction
@@ -122,7 +122,7 @@ def markdown(run: RunFiles) -> str:
         "network has: a cut that takes quiet channels raises it."
     )
     picture = f"![Firing by neuron layer](figures/{FIGURE}.png)"
-    parts = [*_verdict(rows), _overview(run), _table(rows), legend, picture]
+    parts = [*_verdict(rows), _overview(run, rows), _table(rows), legend, picture]
     return "\n\n".join(["## Firing after the cut", *parts]) + "\n"
 
 
@@ -148,8 +148,7 @@ def _verdict(rows: pd.DataFrame) -> list[str]:
     return found
 
 
-def _overview(run: RunFiles) -> str:
-    rows = run.diagnostics
+def _overview(run: RunFiles, rows: pd.DataFrame) -> str:
     rate, rate_base = rows["rate"].mean(), rows["rate_base"].mean()
     lines = [f"- Mean rate of the {len(rows)} neuron layers: {_change(rate_base, rate)}."]
     drifted = rows.loc[rows["drift"].abs().sort_values(ascending=False, kind="stable").index]
@@ -218,19 +217,23 @@ def _change(before: float, after: float) -> str:
 def _prediction(run: RunFiles) -> tuple[float, float] | None:
     """What the plan was predicted to cost and what it did, in nats; None where nothing was."""
     record = run.results.get("prediction") or {}
-    numbers = [record.get(name) for name in ("predicted", "measured")]
-    if any(number is None or not math.isfinite(number) for number in numbers):
+    predicted, measured = (
+        math.nan if (number := record.get(name)) is None else float(number)
+        for name in ("predicted", "measured")
+    )
+    if not (math.isfinite(predicted) and math.isfinite(measured)):
         return None
-    return float(numbers[0]), float(numbers[1])
+    return predicted, measured
 
 
 def _holds(predicted: float, measured: float) -> bool:
     return abs(measured - predicted) <= TOLERANCE * max(abs(measured), abs(predicted))
 
 
-def firing_drift(run: RunFiles) -> Figure:
+def firing_drift(rows: pd.DataFrame) -> Figure:
     """The rate of every neuron layer before and after, and its silent and saturated channels."""
-    rows = run.diagnostics.set_index("layer")
+    silent_network = dead(rows)
+    rows = rows.set_index("layer")
     columns = style.listing(rows.index)
     lines_high = max(map(len, columns))
     height = style.LINE * lines_high + style.MARGIN + 0.3
@@ -255,7 +258,7 @@ def firing_drift(run: RunFiles) -> Figure:
         share.set_xlabel("channels (%)")
         for axis in (rate, share):
             axis.grid(True, axis="x")
-    if dead(run.diagnostics):
+    if silent_network:
         figure.suptitle("dead network, not a saving", color=SILENT, weight="bold")
     figure.legend(handles=_legend(), loc="outside lower center", ncols=3)
     return figure

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -19,13 +20,13 @@ def accuracy_memory(run: RunFiles) -> Figure | None:
         return None
     figure = style.new_figure(max(3.0, 0.5 * len(run.results["rows"]) + 0.8))
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    _uniform_curve(left, run)
+    _uniform_curve(left, run, run.uniform)
     _networks(right, run)
     return figure
 
 
-def _uniform_curve(axis: Axes, run: RunFiles) -> None:
-    rows, alone = run.uniform, run.sensitivity
+def _uniform_curve(axis: Axes, run: RunFiles, rows: pd.DataFrame) -> None:
+    alone = run.sensitivity
     saving, top1 = 100 * rows["memory_saving"], rows["top1"]
     if alone is not None:
         alone = alone[alone["removed"] > 0]

@@ -10,7 +10,7 @@ import pandas as pd
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from psvit.files import write_text, write_whole
+from psvit.files import write_csv, write_text
 from psvit.report.comparison import comparison_table, read_runs
 from psvit.report.comparison_text import markdown, print_headline
 from psvit.report.jobs import find_jobs, read_job
@@ -37,8 +37,8 @@ def write_comparison(folders: Iterable[str | Path], out: str | Path) -> None:
     out = Path(out)
     long = read_runs(folders)
     table = comparison_table(long)
-    write_whole(out / "runs.csv", lambda path: long.to_csv(path, index=False))
-    write_whole(out / "comparison.csv", lambda path: table.to_csv(path, index=False))
+    write_csv(out / "runs.csv", long)
+    write_csv(out / "comparison.csv", table)
     write_text(out / "comparison.md", markdown(table, long))
     write_pareto(table, out / "figures")
     write_multirun_page(table, long, out)
@@ -69,7 +69,7 @@ def write_sensitivity(folder: Path) -> list[Path]:
         )
         name = "sensitivity" if len(parts) == 1 else f"sensitivity_{model}_{dataset}_seed{seed}"
         path = folder / f"{name}.csv"
-        write_whole(path, lambda place, rows=rows: rows.to_csv(place, index=False))
+        write_csv(path, rows)
         written.append(path)
     return written
 

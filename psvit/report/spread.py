@@ -1,6 +1,7 @@
 """The figure of many runs' sensitivities: mean and spread over the runs, a panel for each block."""
 
 import math
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -51,7 +52,7 @@ def spread(rows: pd.DataFrame | None) -> Figure | None:
     axes[0].invert_yaxis()
     figure.supxlabel("channels of the group removed (%)", fontsize=8)
     figure.supylabel("drop in validation top-1 (points)", fontsize=8)
-    named = {}
+    named: dict[str, dict[str, Any]] = {}
     for group, look in looks.items():
         named.setdefault(style.split_name(group)[1], look)
     handles = [Line2D([], [], label=name, **look) for name, look in named.items()]

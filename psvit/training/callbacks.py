@@ -89,11 +89,11 @@ class KeepRandomState(Callback):
         self._loaded: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        name, keys, *rest = np.random.get_state()
+        name, keys, *rest = np.random.get_state(legacy=True)
         return {
             "python": random.getstate(),
             # plain values: a checkpoint is read without unpickling objects
-            "numpy": (name, keys.tolist(), *rest),
+            "numpy": (name, list(map(int, keys)), *rest),
             "torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
         }

@@ -74,9 +74,10 @@ class Classifier(LightningModule):
         images, labels = batch
         targets = labels
         if self.mix is not None:
-            images, targets = self._mixed(images, labels)
-        if self.recipe.distills:
-            logits, loss = self._distil(images, targets)
+            images, targets = self._mixed(self.mix, images, labels)
+        (teacher,) = self._teacher
+        if teacher is not None and self.recipe.distills:
+            logits, loss = self._distil(teacher, images, targets)
         else:
             logits = self(images)
             loss = self.loss(logits, targets)
@@ -87,14 +88,15 @@ class Classifier(LightningModule):
         self._log_epoch("loss", loss, prog_bar=True)
         return loss
 
-    def _mixed(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    @staticmethod
+    def _mixed(mix: Mixup, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Each image mixed with another of the batch, and soft labels ``[B, classes]``."""
         count = len(images)
         # timm takes pairs: the last image of an odd batch meets the first one
         paired = torch.cat([images, images[: count % 2]])
         labels = torch.cat([labels, labels[: count % 2]])
         # ... and [B, C, H, W]: all frames of a recording are cut alike
-        mixed, targets = self.mix(paired.flatten(1, -3), labels)
+        mixed, targets = mix(paired.flatten(1, -3), labels)
         return mixed.view_as(paired)[:count], targets[:count]
 
     def _check_finite(self, loss: Tensor) -> None:
@@ -108,10 +110,10 @@ class Classifier(LightningModule):
                 "lower one, a longer warm-up, or trainer.gradient_clip_val=1",
             )
 
-    def _distil(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def _distil(self, teacher: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Logits, and the loss against both labels and teacher."""
         recipe = self.recipe
-        teacher = self._teacher[0].to(images.device).eval()
+        teacher = teacher.to(images.device).eval()
         with torch.no_grad(), firing_rates(teacher) as teacher_rates:
             taught = teacher(images)
         with firing_rates(self.network) as rates:

@@ -213,7 +213,7 @@ def test_the_figure_shows_every_layer_and_no_text_overlaps(count, monkeypatch, t
     seen = {}
     monkeypatch.setattr(Text, "draw", lambda text, renderer: seen.update({id(text): text}))
     with style.styled():
-        figure = diagnostics.firing_drift(run)
+        figure = diagnostics.firing_drift(rows)
         FigureCanvasAgg(figure).draw()
     rates, shares = figure.axes[::2], figure.axes[1::2]
     # a line, the base's mark and the pruned one's

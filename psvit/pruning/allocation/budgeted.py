@@ -1,5 +1,6 @@
 """Ours: the least predicted divergence under a budget, solved exactly, corrected by measuring."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -55,7 +56,7 @@ def budgeted(
     first = rank(model)
     table = measure(model, first)
     log: list[dict] = []
-    best: tuple[float, Plan, dict[str, float]] | None = None
+    best: tuple[float, Plan, dict[str, float]] = math.inf, Plan(), {}
     for steps in range(1, max_steps + 1):
         plan, network, costs = Plan(), model, dict.fromkeys(first.groups, 0.0)
         for step in range(1, steps + 1):
@@ -79,7 +80,7 @@ def budgeted(
                     "memory_saving": parameters_saving(model, plan),
                 }
             )
-        if best is not None and log[-1]["kl"] >= best[0]:
+        if steps > 1 and log[-1]["kl"] >= best[0]:
             break
         best = log[-1]["kl"], plan, costs
     _, plan, costs = best
@@ -96,7 +97,8 @@ def _solve(
         levels[name] = _levels(ranking.removable(name), measured)
         # monotone between the measured counts, as the curve is
         cost[name] = PchipInterpolator(measured, costs)(levels[name])
-    goals, saved = {}, {}
+    goals: dict[str, float] = {}
+    saved: dict[str, dict[str, np.ndarray]] = {}
     for resource, target in budget.targets.items():
         now = budget.spent(resource, plan)
         goals[resource] = now - budget.base[resource] * (1.0 - target * share)

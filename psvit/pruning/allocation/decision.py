@@ -1,6 +1,6 @@
 """What a policy gives: a plan, and why."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from torch import nn
 from psvit.channels import Plan
 from psvit.files import read_json, write_csv, write_json
 from psvit.measure.footprint import parameters
+from psvit.pruning.allocation.budget import Budget
 from psvit.pruning.ranking import Ranking
 from psvit.pruning.surgery import pruned_parameters
 
@@ -114,13 +115,23 @@ def predict(curves: Curves, name: str, removed: int) -> float:
     return float(np.interp(removed, *curves[name])) if name in curves else 0.0
 
 
-def first_that_is_enough(steps: Sequence[int], enough: Callable[[int], bool]) -> int:
-    """The first of the ascending ``steps`` that is enough; the last where none is."""
-    low, high = 0, len(steps) - 1
+def fewest_units(
+    budget: Budget, ranking: Ranking, removed: Mapping[str, int], name: str, counts: Sequence[int]
+) -> int:
+    """The first of the ascending ``counts`` that meets the budget; the last where none does.
+
+    Args:
+        budget: what is to be saved.
+        ranking: whose units are removed.
+        removed: group -> units, beside those of ``name``.
+        name: the group to choose for.
+        counts: of its units.
+    """
+    low, high = 0, len(counts) - 1
     while low < high:
         middle = (low + high) // 2
-        if enough(steps[middle]):
+        if budget.met(ranking.plan({**removed, name: counts[middle]})):
             high = middle
         else:
             low = middle + 1
-    return steps[low]
+    return counts[low]

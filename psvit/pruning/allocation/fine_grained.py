@@ -11,7 +11,7 @@ from psvit.pruning.allocation.decision import (
     Decision,
     cost_curves,
     explain,
-    first_that_is_enough,
+    fewest_units,
     predict,
 )
 from psvit.pruning.allocation.uniform import large_groups
@@ -89,10 +89,8 @@ def _fill(
         offer(name)
     while queue and not budget.met(ranking.plan(removed)):
         _, _, name, level = heapq.heappop(queue)
-        removed[name] = first_that_is_enough(
-            [n for n in ranking.removable(name) if removed.get(name, 0) < n <= level],
-            lambda units, name=name: budget.met(ranking.plan({**removed, name: units})),
-        )
+        counts = [n for n in ranking.removable(name) if removed.get(name, 0) < n <= level]
+        removed[name] = fewest_units(budget, ranking, removed, name, counts)
         offer(name)
     return removed
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from psvit.channels import Plan
 from psvit.pruning.allocation.budget import Budget, parameters_saving
-from psvit.pruning.allocation.decision import Decision, explain, first_that_is_enough
+from psvit.pruning.allocation.decision import Decision, explain, fewest_units
 from psvit.pruning.allocation.uniform import large_groups
 from psvit.pruning.ranking import Ranking
 
@@ -46,12 +46,8 @@ def prioritized(
         for ratio in sorted(ratios, reverse=True):
             candidate = {**removed, name: ranking.units(name, ratio)}
             if budget.met(ranking.plan(candidate)):
-                candidate[name] = first_that_is_enough(
-                    [count for count in ranking.removable(name) if count],
-                    lambda count, cut=candidate, name=name: budget.met(
-                        ranking.plan({**cut, name: count})
-                    ),
-                )
+                counts = [count for count in ranking.removable(name) if count]
+                candidate[name] = fewest_units(budget, ranking, candidate, name, counts)
             plan = ranking.plan(candidate)
             accuracy = top1(plan)
             kept = accuracy >= allowed

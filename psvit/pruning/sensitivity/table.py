@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from io import StringIO
+from typing import Any
 
 import pandas as pd
 from torch import nn
@@ -74,7 +75,7 @@ class Table:
 
     def csv(self, found: Mapping[Candidate, Values]) -> str:
         """The rows of what was found, as CSV, each group's ratios in the order they were asked."""
-        lines = [COLUMNS]
+        lines: list[Sequence[Any]] = [COLUMNS]
         for name, ratio in self._points:
             group, removed = self._ranking.groups[name], self._ranking.units(name, ratio)
             values, left = found.get((name, removed)), self._left[name, removed]
