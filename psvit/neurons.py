@@ -122,22 +122,24 @@ def _lif_inference(
 ) -> tuple[Tensor, Tensor]:
     """Spikes ``[T, ...]`` and the last membrane potential ``[...]``."""
     spikes = torch.empty_like(x_seq)
+    # the state that came in is left as it was
+    potential = torch.empty_like(spikes[0])
     for x, spike in zip(x_seq, spikes, strict=True):
-        v = _charge(x, v, tau, v_reset, out=torch.empty_like(spike))
+        v = _charge(x, v, tau, v_reset, out=potential)
         torch.ge(v, v_threshold, out=spike)
         _reset(v, spike, v_reset, out=v)
     return spikes, v
 
 
 def _charge(x: Tensor, v: Tensor | float, tau: float, v_reset: float, out: Tensor) -> Tensor:
-    """H[t], rounded as spikingjelly rounds it."""
+    """H[t], rounded as spikingjelly rounds it; ``out`` may be ``v``."""
     if isinstance(v, float) and v == v_reset == 0.0:
         return torch.div(x, tau, out=out)
-    torch.sub(x, v if v_reset == 0.0 else v - v_reset, out=out)
-    if math.frexp(tau)[0] == 0.5:
-        # a power of two divides exactly, so that dividing and adding are one pass
-        return torch.add(v, out, alpha=1.0 / tau, out=out)
-    return out.div_(tau).add_(v)
+    if v_reset == 0.0 and isinstance(v, Tensor) and math.frexp(tau)[0] == 0.5:
+        # a power of two divides exactly: V - (V - X) / tau is one pass, and rounded alike
+        return torch.lerp(x, v, 1.0 - 1.0 / tau, out=out)
+    charge = torch.sub(x, v if v_reset == 0.0 else v - v_reset)
+    return torch.add(charge.div_(tau), v, out=out)
 
 
 def _reset(charge: Tensor, spike: Tensor, v_reset: float, out: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from psvit.channels import Plan
-from psvit.inference import optimize_for_inference
+from psvit.inference import Pointwise, optimize_for_inference
 from psvit.models import create_model
 from psvit.models.layers import RepConv
 from psvit.pruning import masked, prune
@@ -122,3 +122,23 @@ def test_a_convolution_that_others_read_is_left_alone():
             return y + self.bn(y)
 
     assert isinstance(optimize_for_inference(Shared()).bn, nn.BatchNorm2d)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 9, 8), (20, 3, 4, 4), (20, 3, 9, 8)])
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_a_pointwise_convolution_is_a_matrix_product(shape, order):
+    torch.manual_seed(0)
+    layer = nn.Sequential(nn.Conv2d(3, 5, 1)).double()
+    fast = optimize_for_inference(layer)
+    assert isinstance(fast[0], Pointwise) and fast.state_dict().keys() == layer.state_dict().keys()
+    x = torch.randn(shape, dtype=torch.float64).to(memory_format=order)
+    with torch.no_grad():
+        found = fast(x)
+        assert (found - layer(x)).abs().max() < 1e-12
+    assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("options", [{"stride": 2}, {"padding": 1}, {"groups": 2}])
+def test_other_convolutions_stay(options):
+    layer = optimize_for_inference(nn.Sequential(nn.Conv2d(4, 4, 1, **options)))
+    assert type(layer[0]) is nn.Conv2d
