@@ -82,6 +82,15 @@ def from_first(value: Any) -> Any:
     return held[0]
 
 
+def from_all(value: Any) -> list[Any]:
+    """Each process's ``value``, in the order of their numbers."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    distributed.all_gather_object(values, value)
+    return values
+
+
 def made_by_all(
     get: Callable[[Callable[[Path], None]], Path], make: Callable[[Path], None]
 ) -> Path:
@@ -176,7 +185,7 @@ def _place() -> tuple[dict[str, str], int]:
 def _devices(cfg: DictConfig) -> int:
     """Processes on this machine: one for each device."""
     devices = cfg.trainer.get("devices", 1)
-    if devices == "auto":
+    if devices in ("auto", -1):
         return max(1, torch.cuda.device_count()) if cfg.trainer.accelerator != "cpu" else 1
     return len(devices) if OmegaConf.is_list(devices) else int(devices)
 
@@ -184,6 +193,8 @@ def _devices(cfg: DictConfig) -> int:
 def _start(work: Work, cfg: DictConfig, folder: Path, job_logging: Any, count: int) -> Any:
     """Start ``count`` processes and wait for them; when one fails, or this one is told to end, the
     others end too."""
+    # what ended the first process is told by us, and that the others end with it is no news
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     told = torch.multiprocessing.get_context("spawn").SimpleQueue()
     meeting = {
         "MASTER_ADDR": "127.0.0.1",

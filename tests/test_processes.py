@@ -2,8 +2,10 @@
 
 import json
 import os
+import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from lightning import seed_everything
@@ -16,6 +18,7 @@ from psvit.errors import UserError
 from psvit.measure.accuracy import evaluate
 from psvit.models import create_model
 from psvit.pipeline import run
+from psvit.training.callbacks import KeepRandomState
 from psvit.training.fit import fit
 from psvit.training.module import Classifier
 from psvit.training.recipe import Recipe
@@ -63,6 +66,15 @@ def trained(cfg, folder):
     return network.state_dict(), tally.top1, tally.images, classes
 
 
+def drawn(state=None):
+    """What is drawn next by chance; from ``state`` where it is given."""
+    if state is not None:
+        keeper = KeepRandomState()
+        keeper.load_state_dict(state)
+        keeper.on_fit_start(None, None)
+    return [random.random(), float(np.random.rand()), float(torch.rand(()))]
+
+
 def in_two(cfg, folder):
     """What the processes find; the first one in ``folder``, the other in one of its own."""
     number = processes.rank()
@@ -75,8 +87,13 @@ def in_two(cfg, folder):
         "made": processes.made_by_all(lambda make: make(folder) or str(folder), calls.append),
         "had": processes.made_by_all(lambda make: str(folder), calls.append),
         "calls": len(calls),
+        "all": processes.from_all(number),
         "trained": trained(OmegaConf.merge(cfg, {"trainer": {"precision": "64-true"}}), folder),
     }
+    seed_everything(number, verbose=False)
+    # of the checkpoint that the first process writes
+    state = processes.from_first(KeepRandomState().state_dict())
+    found["drawn"] = [drawn(), drawn(state)]
     found["rows"] = run(cfg, folder)["rows"]
     found["plan"] = (folder / "plan.yaml").read_text()
     found["own"] = str(folder)
@@ -118,7 +135,12 @@ def test_shares(two):
     for found in two[0]:
         wholes = [whole.flatten().tolist() for whole in found["whole"]]
         assert wholes == [[0], [0, 2], [0, 2, 4, 6, 8, 10, 12]]
-        assert found["first"] == 5
+        assert found["first"] == 5 and found["all"] == [0, 1]
+
+
+def test_each_process_goes_on_from_its_own_random_state(two):
+    (first, again), (second, again_second) = (found["drawn"] for found in two[0])
+    assert first == again and second == again_second and first != second
 
 
 def test_what_is_made_is_made_by_all(two):

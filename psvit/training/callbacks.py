@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from psvit.channels import Plan
+from psvit.processes import from_all, rank, world_size
 from psvit.pruning.surgery import prune_
 
 _log = logging.getLogger(__name__)
@@ -80,15 +81,19 @@ class MovingAverage(WeightAveraging):
 
 
 class KeepRandomState(Callback):
-    """Saves the global random states with each checkpoint, and goes on from them.
+    """Saves each process's global random states with a checkpoint, and goes on from them.
 
     Augmentation, mixing and stochastic depth draw from them.
     """
 
     def __init__(self):
-        self._loaded: dict[str, Any] | None = None
+        self._loaded: list[dict[str, Any]] = []
 
     def state_dict(self) -> dict[str, Any]:
+        # Lightning asks all processes, and the first one writes
+        return {"processes": from_all(self._own())}
+
+    def _own(self) -> dict[str, Any]:
         name, keys, *rest = np.random.get_state(legacy=True)
         return {
             "python": random.getstate(),
@@ -99,13 +104,15 @@ class KeepRandomState(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._loaded = state_dict
+        self._loaded = state_dict["processes"]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._loaded is None:
+        # with another number of processes, each goes on from its seed
+        if len(self._loaded) != world_size():
             return
-        random.setstate(self._loaded["python"])
-        np.random.set_state(self._loaded["numpy"])
-        torch.set_rng_state(self._loaded["torch"])
-        if self._loaded["cuda"] is not None and torch.cuda.is_available():
-            torch.cuda.set_rng_state(self._loaded["cuda"])
+        own = self._loaded[rank()]
+        random.setstate(own["python"])
+        np.random.set_state(own["numpy"])
+        torch.set_rng_state(own["torch"])
+        if own["cuda"] is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(own["cuda"])
