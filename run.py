@@ -7,6 +7,7 @@ import shutil
 import sys
 import tempfile
 import traceback
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,7 @@ def main(cfg: DictConfig) -> float | list[float] | None:
     """Run one job; returns the last network's ``objectives``, for sweepers that optimise them, and
     None where the job failed."""
     # torch, Lightning and W&B take seconds to import: a mistyped option is told before that
+    from psvit.config import check_config
     from psvit.pipeline import run
     from psvit.processes import run_over_processes
 
@@ -50,6 +52,8 @@ def main(cfg: DictConfig) -> float | list[float] | None:
         (folder / REASON).unlink(missing_ok=True)
         if resumed:
             cfg = stored_config(cfg, folder)
+        # before processes are started for it
+        check_config(cfg)
         with stoppable(folder):
             work = partial(run, resumed=resumed)
             results = run_over_processes(work, cfg, folder, job.job_logging)
@@ -99,6 +103,11 @@ def tell(error: Exception, prefix: str = "") -> int:
     return FAILED
 
 
+def as_hydra_has_it(arguments: Sequence[str]) -> list[str]:
+    """``+experiment=NAME``, which would add a group to the defaults, as ``experiment=NAME``."""
+    return [re.sub(r"^\+experiment=", "experiment=", argument) for argument in arguments]
+
+
 def missing_plugin(error: Exception) -> str:
     """How to get a launcher or sweeper that is not installed; "" for any other error."""
     text = one_line(error)
@@ -118,7 +127,7 @@ if __name__ == "__main__":
         atexit.register(shutil.rmtree, elsewhere, ignore_errors=True)
         sys.argv += [f"hydra.{mode}.dir={elsewhere}" for mode in ("run", "sweep")]
     try:
-        sys.argv[1:] = resumed_arguments(sys.argv[1:])
+        sys.argv[1:] = resumed_arguments(as_hydra_has_it(sys.argv[1:]))
         main()
     except Stopped as stopped:
         print(stopped, file=sys.stderr)

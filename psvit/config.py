@@ -154,11 +154,23 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda x: x is None or (isinstance(x, str) and x != ""),
         "a folder, a file, or null",
     ),
-    "trainer.accelerator": _one_of(("cpu", "gpu", "cuda", "auto")),
+    "trainer.accelerator": _one_of(("cpu", "gpu", "cuda")),
     "trainer.devices": (
-        lambda x: x in ("auto", -1) or _whole(1)(x) or (isinstance(x, list) and len(x) > 0),
+        lambda x: (
+            x in ("auto", -1)
+            or _whole(1)(x)
+            or (isinstance(x, list) and len(x) > 0 and all(map(_whole(0), x)))
+        ),
         "a whole number of at least 1, a list of devices, or auto",
     ),
+    "trainer.num_nodes": (_whole(1), "a whole number of at least 1"),
+    "trainer.strategy": (
+        lambda x: isinstance(x, str) and (x == "auto" or x.startswith("ddp")),
+        "ddp, or auto for one process",
+    ),
+    "trainer.sync_batchnorm": (lambda x: isinstance(x, bool), "true or false"),
+    "trainer.compile": (lambda x: isinstance(x, bool), "true or false"),
+    "trainer.accumulate_grad_batches": (_whole(1), "a whole number of at least 1"),
     "trainer.precision": (lambda x: str(x) in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
     "trainer.gradient_clip_val": (
         lambda x: x is None or (_number(0.0, 1e6)(x) and x > 0),
@@ -209,6 +221,13 @@ def check_config(cfg: DictConfig) -> None:
     if cfg.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise UserError(
             "trainer.accelerator", cfg.trainer.accelerator, "no GPU here; use trainer=cpu"
+        )
+    devices = cfg.trainer.devices
+    if cfg.trainer.accelerator == "cpu" and (devices == -1 or OmegaConf.is_list(devices)):
+        raise UserError(
+            "trainer.devices",
+            devices,
+            "expected a number of processes with trainer.accelerator=cpu",
         )
 
 

@@ -165,7 +165,9 @@ def claimed(folder: Path) -> Iterator[None]:
         lock.acquire(blocking=False)
         yield
     except Timeout as error:
-        raise UserError("resume", folder, "another process works on this run") from error
+        raise UserError(
+            "paths.output_dir", folder, "another process works on this run: expected another folder"
+        ) from error
     except OSError as error:
         if error.errno not in DISK:
             raise

@@ -157,6 +157,7 @@ def command(monkeypatch, capsys, tmp_path):
         ("pruning.target_memory_savin=0.3", "pruning.target_memory_saving"),
         ("prunning=uniform", "pruning"),
         ("pruning=fin_grained", "pruning=fine_grained"),
+        ("experiment=cifar10_smal", "experiment=cifar10_small"),
         ("+experiment=cifar10_smal", "experiment=cifar10_small"),
         # an option of another choice than the default one
         ("finetune.distil_weight=0.5", "finetune.distill_weight"),

@@ -70,12 +70,12 @@ def test_an_option_composes(config, option):
 def test_an_experiment_composes(config, name, monkeypatch):
     # it says how to run it
     opening = (CONF / "experiment" / f"{name}.yaml").read_text().split("defaults:")[0]
-    _, found, rest = opening.partition(f"python run.py +experiment={name}")
+    _, found, rest = opening.partition(f"python run.py experiment={name}")
     assert found
     overrides = [word for word in rest.splitlines()[0].split() if "=" in word]
     # also one for GPUs
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    check_config(config(f"+experiment={name}", *overrides))
+    check_config(config(f"experiment={name}", *overrides))
 
 
 @pytest.mark.parametrize("name", ["cpu", "gpu", "ddp", "ddp_cpu"])
@@ -191,6 +191,11 @@ BAD = {
     "finetune.distill_temperature": ["0", "abc"],
     "trainer.max_epochs": ["0", "-1", "1.5", "null", "abc"],
     "trainer.check_val_every_n_epoch": ["0", "abc"],
+    "trainer.accelerator": ["tpu", "auto", "null"],
+    "trainer.devices": ["0", "-3", "[]", "two", "[a]", "1.5", "-1", "[0]"],
+    "trainer.accumulate_grad_batches": ["0", "1.5"],
+    "trainer.sync_batchnorm": ["1", "null"],
+    "trainer.compile": ["maybe"],
     "ckpt_path": ["3", "[]"],
     "train": ["1", "no", "null"],
     "test": ["0", "null"],
@@ -250,7 +255,7 @@ def test_a_schedule_that_is_not_used_is_not_checked(config):
 
 
 def test_every_check_is_of_an_option_that_some_config_has(config):
-    options = [config(option) for option in OPTIONS if option.startswith("pruning=")]
+    options = [config(o) for o in OPTIONS if o.startswith(("pruning=", "trainer="))]
     for name in checks._CHECKS:
         found = [OmegaConf.select(cfg, name, default="absent") for cfg in options]
         assert any(value != "absent" for value in found), name

@@ -1,6 +1,7 @@
 """The code in README.md and docs/ is code that works."""
 
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from psvit.config import check_config
 
 ROOT = Path(__file__).parents[1]
+as_hydra_has_it = runpy.run_path(str(ROOT / "run.py"))["as_hydra_has_it"]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -38,7 +40,7 @@ def first_job(words):
     """The overrides of a command's first job."""
     parser = OverridesParser.create()
     overrides = []
-    for word in words:
+    for word in as_hydra_has_it(words):
         if word.startswith("-"):
             continue
         override = parser.parse_override(word.replace("…", "X"))

@@ -50,6 +50,12 @@ def test_the_search_is_over_options_that_are_there(hydra_config):
         assert parser.parse_override(f"{name}={values}").is_sweep_override()
 
 
+def test_an_experiment_is_named_with_and_without_a_plus(program):
+    given = ["-m", "+experiment=a,b", "experiment=c", "+trainer.x=1", "name=+experiment=d"]
+    expected = ["-m", "experiment=a,b", "experiment=c", "+trainer.x=1", "name=+experiment=d"]
+    assert program["as_hydra_has_it"](given) == expected
+
+
 def test_what_a_search_is_told(program):
     row = {"name": "uniform", "top1": 90.0, "memory_mb": 1.5}
     objectives = program["objectives"]
@@ -69,7 +75,7 @@ def test_a_plugin_that_is_not_installed(hydra_config, program, option):
 
 
 def test_the_jobs_of_the_sensitivity_sweep_are_all_groups_and_ratios(hydra_config):
-    cfg = hydra_config("+experiment=sensitivity_sweep", "paths.output_dir=unset")
+    cfg = hydra_config("experiment=sensitivity_sweep", "paths.output_dir=unset")
     data = create_data(cfg.dataset, cfg.seed)
     network, _ = build_network(cfg, data)
     parser = OverridesParser.create()
