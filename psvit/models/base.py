@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from psvit.channels import ChannelGroup
 from psvit.models.checks import check_counts, check_rate
-from psvit.models.ports import stream_groups
+from psvit.models.ports import Ports, stream_groups
 from psvit.neurons import reset_state
 
 
@@ -74,12 +74,18 @@ class SpikingTransformer(nn.Module):
             groups[group.name] = group
         return groups
 
-    def init_weights(self) -> None:
+    def init_weights(self, branch_gain: float = 1.5, branch_bias: float = 0.3) -> None:
         """Kaiming-normal convolutions, and batch norms that make neurons fire from the first batch.
 
         The published initialisation (BN weight 1, bias 0) leaves the attention and the classifier
         of a small network silent. Behind a silent neuron BN divides by the root of its eps, and
         the gradients explode.
+
+        Args:
+            branch_gain: BN weight where a branch adds to the residual stream. A small one keeps
+                the stream's variance from growing with depth (Goyal et al., arXiv 1706.02677,
+                take 0 for the last BN of a block).
+            branch_bias: BN bias there.
         """
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -89,6 +95,13 @@ class SpikingTransformer(nn.Module):
             elif isinstance(module, nn.BatchNorm2d):
                 nn.init.constant_(module.weight, 1.5)
                 nn.init.constant_(module.bias, 0.3)
+        for segment in self.segments().values():
+            ports = segment.residual_ports() if hasattr(segment, "residual_ports") else Ports()
+            for path in ports.writes if ports.residual else ():
+                module = segment.get_submodule(path)
+                if isinstance(module, nn.BatchNorm2d):
+                    nn.init.constant_(module.weight, branch_gain)
+                    nn.init.constant_(module.bias, branch_bias)
 
 
 def spread_drop_path(rate: float, blocks: int) -> list[float]:

@@ -201,14 +201,24 @@ class ResidualBlock(nn.Module):
 
 
 class Head(nn.Module):
-    """Mean over pixels, neuron, linear, mean over time: ``[T, B, C, H, W]`` -> ``[B, classes]``."""
+    """Mean over pixels, neuron, linear, mean over time: ``[T, B, C, H, W]`` -> ``[B, classes]``.
 
-    def __init__(self, channels: int, num_classes: int, neuron: MakeNeuron = LIF):
+    Args:
+        init_std: of the classifier's weights at the start. Published: 0.02, through which hardly a
+            gradient comes to the blocks of a LIF network in the first epochs.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_classes: int,
+        neuron: MakeNeuron = LIF,
+        init_std: float = 0.2,
+    ):
         super().__init__()
         self.neuron = neuron()
         self.fc = nn.Linear(channels, num_classes)
-        # published: 0.02, through which hardly a gradient comes to the blocks in the first epochs
-        nn.init.trunc_normal_(self.fc.weight, std=0.2)
+        nn.init.trunc_normal_(self.fc.weight, std=init_std)
         nn.init.zeros_(self.fc.bias)
 
     def forward(self, x: Tensor) -> Tensor:
