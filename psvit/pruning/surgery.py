@@ -1,6 +1,7 @@
 """Apply a plan: mask it in place, or cut it out of a network. Nothing here decides what is cut."""
 
 import copy
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -42,18 +43,38 @@ def prune_(model: nn.Module, plan: Plan) -> nn.Module:
 
 def pruned_parameters(model: nn.Module, plan: Plan) -> int:
     """Parameters that ``prune(model, plan)`` would have, from the shapes alone."""
-    cuts = plan_cuts(model, plan)
-    total = 0
-    for path, module in model.named_modules():
-        outputs, inputs = cuts.get((path, OUTPUT)), cuts.get((path, INPUT))
-        for tensor in module.parameters(recurse=False):
-            shape = list(tensor.shape)
-            if outputs is not None:
-                shape[0] = len(outputs)
-            if inputs is not None and len(shape) > 1:
-                shape[1] = len(inputs)
-            total += torch.Size(shape).numel()
-    return total
+    return ParameterCounter(model)(plan)
+
+
+class ParameterCounter:
+    """``pruned_parameters`` of one network for many plans: its groups are looked up once.
+
+    Args:
+        model: a network with ``channel_groups()``; must keep its shape.
+    """
+
+    def __init__(self, model: nn.Module):
+        self._groups = model.channel_groups()
+        self._axes = {name: cut_axes(model, group) for name, group in self._groups.items()}
+        self._shapes = {
+            path: [tensor.shape for tensor in module.parameters(recurse=False)]
+            for path, module in model.named_modules()
+        }
+        self._whole = sum(shape.numel() for shapes in self._shapes.values() for shape in shapes)
+
+    def __call__(self, plan: Plan) -> int:
+        cuts = _cuts(self._groups, self._axes, plan)
+        total = self._whole
+        for path in {path for path, _ in cuts}:
+            for shape in self._shapes[path]:
+                left = [
+                    len(cuts.get((path, axis), range(length)))
+                    if axis in (OUTPUT, INPUT)
+                    else length
+                    for axis, length in enumerate(shape)
+                ]
+                total -= shape.numel() - math.prod(left)
+        return total
 
 
 @contextmanager
@@ -95,23 +116,39 @@ def plan_cuts(model: nn.Module, plan: Plan) -> Cuts:
     Where several groups cut one axis (a head and the channels inside heads), what all of them
     keep is kept.
     """
-    groups: Mapping[str, ChannelGroup] = model.channel_groups()
+    groups = model.channel_groups()
+    plan.check(groups)  # before its names are looked up
+    return _cuts(groups, {name: cut_axes(model, groups[name]) for name in plan}, plan)
+
+
+def cut_axes(model: nn.Module, group: ChannelGroup) -> list[tuple[str, int, int]]:
+    """(module path, axis, length) of every axis that holds the group's channels."""
+    ends = ((group.producers, OUTPUT), (group.consumers, INPUT))
+    return [
+        (path, axis, module.weight.shape[axis])
+        for paths, axis in ends
+        for path, module in ((path, model.get_submodule(path)) for path in paths)
+        if not isinstance(module, nn.Identity)  # a folded batch norm
+    ]
+
+
+def _cuts(
+    groups: Mapping[str, ChannelGroup],
+    axes: Mapping[str, list[tuple[str, int, int]]],
+    plan: Plan,
+) -> Cuts:
     plan.check(groups)
     cuts: Cuts = {}
     for name, kept in plan.items():
-        group = groups[name]
-        if len(kept) == group.size:
+        size = groups[name].size
+        if len(kept) == size:
             continue
-        for paths, axis in ((group.producers, OUTPUT), (group.consumers, INPUT)):
-            for path in paths:
-                if isinstance(model.get_submodule(path), nn.Identity):
-                    continue  # a folded batch norm
-                length = model.get_submodule(path).weight.shape[axis]
-                indices = expand_units(kept, group.size, length)
-                if (path, axis) in cuts:
-                    allowed = set(indices)
-                    indices = [index for index in cuts[path, axis] if index in allowed]
-                cuts[path, axis] = indices
+        for path, axis, length in axes[name]:
+            indices = expand_units(kept, size, length)
+            if (path, axis) in cuts:
+                allowed = set(indices)
+                indices = [index for index in cuts[path, axis] if index in allowed]
+            cuts[path, axis] = indices
     for (path, _axis), indices in cuts.items():
         if not indices:
             raise UserError("plan", path, "the groups that share this layer keep no common channel")

@@ -10,7 +10,7 @@ from psvit.measure.footprint import memory_saving, parameters
 from psvit.measure.operations import count_operations
 from psvit.measure.segments import SegmentSum, macs, seconds
 from psvit.pruning.ranking import Ranking
-from psvit.pruning.surgery import prune, pruned_parameters
+from psvit.pruning.surgery import ParameterCounter, prune, pruned_parameters
 
 Meter = Callable[[Plan], float]
 
@@ -28,7 +28,7 @@ def make_meter(network: nn.Module, resource: str, images: Tensor | None = None) 
         images: a batch, ``[B, C, H, W]`` or ``[B, T, C, H, W]``; parameters need none.
     """
     if resource in ("memory", "parameters"):
-        return lambda plan: pruned_parameters(network, plan)
+        return ParameterCounter(network)
     if resource == "synops":
         return lambda plan: count_operations(prune(network, plan), images)["sops"].sum()
     measure = {"macs": macs, "latency": seconds}[resource]

@@ -10,10 +10,9 @@ from torch import nn
 
 from psvit.channels import Plan
 from psvit.files import read_json, write_csv, write_json
-from psvit.measure.footprint import parameters
 from psvit.pruning.allocation.budget import Budget
 from psvit.pruning.ranking import Ranking
-from psvit.pruning.surgery import pruned_parameters
+from psvit.pruning.surgery import ParameterCounter
 
 # what a policy's prediction counts, in nats on the validation split: the increase of the
 # cross-entropy, or the divergence from the base network's outputs
@@ -67,7 +66,7 @@ def explain(
     cost: Callable[[str, int], float] = lambda name, removed: float("nan"),
 ) -> pd.DataFrame:
     """The rows of ``Decision.why``; ``cost`` predicts that of a group's removed units."""
-    base = parameters(model)
+    left = ParameterCounter(model)
     rows = []
     for name, group in ranking.groups.items():
         kept = plan.get(name)
@@ -81,7 +80,7 @@ def explain(
                 "removed": removed,
                 "ratio": removed / group.size,
                 "predicted_cost": cost(name, removed),
-                "parameters_saved": base - pruned_parameters(model, alone),
+                "parameters_saved": left(Plan()) - left(alone),
             }
         )
     return pd.DataFrame(rows)

@@ -6,10 +6,9 @@ import numpy as np
 from torch import nn
 
 from psvit.channels import Plan
-from psvit.measure.footprint import parameters
 from psvit.pruning.allocation.budget import Budget
 from psvit.pruning.ranking import Ranking
-from psvit.pruning.surgery import pruned_parameters
+from psvit.pruning.surgery import ParameterCounter
 
 
 def uniform(ranking: Ranking, ratio: float, names: Sequence[str] | None = None) -> Plan:
@@ -43,11 +42,8 @@ def large_groups(model: nn.Module, ranking: Ranking, share: float) -> list[str]:
 
     A group's size is what half of it would save.
     """
-    base = parameters(model)
-    held = {
-        name: base - pruned_parameters(model, uniform(ranking, 0.5, [name]))
-        for name in ranking.groups
-    }
+    left = ParameterCounter(model)
+    held = {name: left(Plan()) - left(uniform(ranking, 0.5, [name])) for name in ranking.groups}
     ordered = sorted(held, key=lambda name: (-held[name], name))
     cumulative = np.cumsum([held[name] for name in ordered])
     count = int(np.searchsorted(cumulative, share * cumulative[-1])) + 1

@@ -11,7 +11,7 @@ from psvit.errors import UserError
 from psvit.measure.footprint import memory_saving, parameters
 from psvit.pruning.ranking import Ranking
 from psvit.pruning.sensitivity.tallies import Candidate, Values
-from psvit.pruning.surgery import pruned_parameters
+from psvit.pruning.surgery import ParameterCounter
 
 COLUMNS = [
     "group",
@@ -69,9 +69,8 @@ class Table:
             dict.fromkeys((name, ranking.units(name, ratio)) for name, ratio in self._points)
         )
         self.plans = {(name, count): ranking.plan({name: count}) for name, count in self.candidates}
-        self._left = {
-            candidate: pruned_parameters(model, plan) for candidate, plan in self.plans.items()
-        }
+        left = ParameterCounter(model)
+        self._left = {candidate: left(plan) for candidate, plan in self.plans.items()}
 
     def csv(self, found: Mapping[Candidate, Values]) -> str:
         """The rows of what was found, as CSV, each group's ratios in the order they were asked."""
