@@ -6,10 +6,9 @@ import sys
 from pathlib import Path
 
 from psvit.errors import UserError
-from psvit.report import write_report
+from psvit.report import write_comparison, write_report
 from psvit.report.files import read_run
 from psvit.report.jobs import find_jobs
-from psvit.report.multirun import write_comparison
 from psvit.report.table import print_table
 
 

@@ -61,7 +61,7 @@ def headline_table(table: pd.DataFrame) -> pd.DataFrame:
 def markdown(table: pd.DataFrame, long: pd.DataFrame) -> str:
     """The headline, the whole table, and what their figures mean."""
     headline = headline_table(table)
-    parts = ["# Comparison", base_networks(long)]
+    parts = ["# Comparison", base_networks(long), *silent_networks(long)]
     if len(headline):
         parts += ["## Drop without fine-tuning (points)", _pipes(*_headline_cells(headline))]
         parts.append(_about(headline))
@@ -104,10 +104,22 @@ def caption(table: pd.DataFrame) -> str:
     return " ".join(parts)
 
 
+def silent_networks(long: pd.DataFrame) -> list[str]:
+    """A line for each network that fired no spike: whatever it seems to save is no saving."""
+    if "silent" not in long:
+        return []
+    return [
+        f"**Dead network, not a saving: {row.policy}, recovery {row.recovery} ({row.job}) fired no "
+        "spike on the images measured.**"
+        for row in long[long["silent"].eq(True)].itertuples()
+    ]
+
+
 def print_headline(table: pd.DataFrame, long: pd.DataFrame, console: Console | None = None) -> None:
     """Print the base networks, the headline and what is missing; plain lines if no terminal."""
     console = console or Console()
-    console.print(base_networks(long), highlight=False, markup=False, soft_wrap=True)
+    for line in (base_networks(long), *silent_networks(long)):
+        console.print(line.strip("*"), highlight=False, markup=False, soft_wrap=True)
     headline = headline_table(table)
     if len(headline):
         heading, rows = _headline_cells(headline)

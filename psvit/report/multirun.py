@@ -2,7 +2,6 @@
 
 import copy
 import logging
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,39 +9,12 @@ import pandas as pd
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from psvit.files import write_csv, write_text
-from psvit.report.comparison import comparison_table, read_runs
-from psvit.report.comparison_text import markdown, print_headline
+from psvit.files import write_csv
+from psvit.report import write_comparison
 from psvit.report.jobs import find_jobs, read_job
 from psvit.report.loggers import close_loggers, open_loggers, wandb_run
-from psvit.report.multirun_page import write_multirun_page
-from psvit.report.pareto import write_pareto
 
 _log = logging.getLogger(__name__)
-
-
-def write_comparison(folders: Iterable[str | Path], out: str | Path) -> None:
-    """Compare runs, and print the headline.
-
-    Writes ``report.html``, ``comparison.md``, ``comparison.csv`` (means over seeds), ``runs.csv``
-    (a row for each network) and ``figures/pareto.png`` and ``.svg`` into ``out``.
-
-    Args:
-        folders: run folders, or folders that hold some.
-        out: made where it does not exist.
-
-    Raises:
-        UserError: there is no run in a folder.
-    """
-    out = Path(out)
-    long = read_runs(folders)
-    table = comparison_table(long)
-    write_csv(out / "runs.csv", long)
-    write_csv(out / "comparison.csv", table)
-    write_text(out / "comparison.md", markdown(table, long))
-    write_pareto(table, out / "figures")
-    write_multirun_page(table, long, out)
-    print_headline(table, long)
 
 
 def write_sensitivity(folder: Path) -> list[Path]:

@@ -9,7 +9,7 @@ import yaml
 from markupsafe import Markup
 
 from psvit.files import write_text
-from psvit.report import table
+from psvit.report import diagnostics, table
 from psvit.report.files import RunFiles
 from psvit.report.html import from_markdown, render
 
@@ -69,6 +69,7 @@ def page(run: RunFiles) -> str:
         "run.html",
         title=about.get("name") or run.folder.name,
         subtitle=" · ".join(filter(None, [*subtitle, f"seed {about.get('seed', ABSENT)}"])),
+        warnings=warnings(run),
         tiles=_tiles(run),
         sections=sections,
         asked=asked(run),
@@ -77,13 +78,28 @@ def page(run: RunFiles) -> str:
         why=_markdown_file(run.folder / "plan.md"),
         diagnostics=_markdown_file(run.folder / "diagnostics.md"),
         again=again(run.folder, environment),
-        origin=[(said, environment[key]) for key, said in ORIGIN.items() if key in environment],
+        origin=[
+            (said, _read(environment[key])) for key, said in ORIGIN.items() if key in environment
+        ],
         packages="\n".join(f"{k}=={v}" for k, v in environment.get("packages", {}).items()),
         seconds=[(stage, f"{took:.1f} s") for stage, took in run.results["seconds"].items()]
         if run.results.get("seconds")
         else [],
         config=yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True),
     )
+
+
+def warnings(run: RunFiles) -> list[str]:
+    """What a reader must not overlook: networks that do not fire, whatever they seem to save."""
+    silent = [row["name"] for row in run.results["rows"] if row.get("silent")]
+    found = [
+        f"Dead network, not a saving: {name} fired no spike on the images measured."
+        for name in silent
+    ]
+    rows = run.diagnostics
+    if not silent and rows is not None and diagnostics.dead(rows):
+        found.append("Dead network, not a saving: after the cut no spike reaches the classifier.")
+    return found
 
 
 def asked(run: RunFiles) -> list[tuple[str, str]]:
@@ -117,6 +133,8 @@ def again(folder: Path, environment: dict[str, Any]) -> str:
     lines = []
     if environment.get("commit"):
         lines.append(f"git checkout {environment['commit']}")
+        if environment.get("modified"):
+            lines.append("# the run had changes that were not committed")
     overrides = folder / ".hydra" / "overrides.yaml"
     if overrides.is_file():
         said = [str(override) for override in yaml.safe_load(overrides.read_text()) or []]
@@ -136,7 +154,9 @@ def _tiles(run: RunFiles) -> list[tuple[str, str]]:
         drop = f"{base['top1'] - last['top1']:.2f}".replace("-", "−")
         tiles += [
             (f"{drop} points", f"below the base network ({base['top1']:.2f} %)"),
-            (f"{100 * last['memory_saving']:.1f} %", "memory saved"),
+            (table.SILENT, "so nothing is saved")
+            if last.get("silent")
+            else (f"{100 * last['memory_saving']:.1f} %", "memory saved"),
         ]
     return [*tiles, (f"{last['parameters']:,}", "parameters")]
 
@@ -146,6 +166,11 @@ def _said(value: Any, layout: str = "{}") -> str | None:
     if isinstance(value, list):
         value = ", ".join(map(str, value))
     return None if value is None else layout.format(value)
+
+
+def _read(value: Any) -> str:
+    """A value of ``environment.json`` for a reader."""
+    return ("yes" if value else "no") if isinstance(value, bool) else str(value)
 
 
 def _markdown_file(path: Path) -> Markup | None:

@@ -8,6 +8,8 @@ from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
@@ -41,7 +43,6 @@ STYLE: dict[Any, Any] = {
     "grid.linewidth": 0.6,
     "lines.linewidth": 1.2,
     "lines.markersize": 3.5,
-    "savefig.dpi": 150,
     # the same run gives the same bytes
     "svg.hashsalt": "psvit",
 }
@@ -66,12 +67,18 @@ def styled() -> AbstractContextManager[None]:
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Write ``name.png`` (150 dpi) and ``name.svg`` and return their paths."""
+    """Write ``name.png`` (150 dpi) and ``name.svg`` and return their paths.
+
+    The figure is laid out once, for both.
+    """
     paths = [folder / f"{name}.png", folder / f"{name}.svg"]
-    write_whole(paths[0], lambda path: figure.savefig(path, metadata={"Software": None}))
-    write_whole(
-        paths[1], lambda path: figure.savefig(path, metadata={"Date": None, "Creator": None})
-    )
+    figure.set_dpi(150)
+    # ``savefig`` would lay it out, and draw it to nowhere, for each of them
+    png = FigureCanvasAgg(figure).print_png
+    write_whole(paths[0], lambda path: png(path, metadata={"Software": None}))
+    figure.set_layout_engine("none")
+    svg = FigureCanvasSVG(figure).print_svg
+    write_whole(paths[1], lambda path: svg(path, metadata={"Date": None, "Creator": None}))
     return paths
 
 

@@ -1,8 +1,7 @@
-"""The final table of a run: as data, Markdown, CSV, and in the terminal."""
+"""The final table of a run: as data, Markdown, and in the terminal."""
 
 import math
-import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import pandas as pd
@@ -10,8 +9,13 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from psvit.measure.operations import AC_PJ, MAC_PJ
 from psvit.report.files import RunFiles
+
+
+def three_digits(value: float) -> str:
+    """A figure with three significant digits: ``0.0150``, ``1.50``, ``1,500``."""
+    whole = math.floor(math.log10(abs(value))) if value else 0
+    return f"{value:,.{max(0, 2 - whole)}f}"
 
 
 @dataclass(frozen=True)
@@ -19,7 +23,7 @@ class Column:
     """A column of the table: what it is called, and how a figure in it is written."""
 
     heading: str
-    layout: str = "{}"
+    write: Callable[[float], str]
     # what a shown figure is counted in: 1e9 for operations, as the field counts them
     unit: float = 1.0
 
@@ -28,46 +32,42 @@ class Column:
 # and a published figure never share a column, nor a group.
 GROUPS = {
     "size": {
-        "top1": Column("top-1 %", "{:.2f}"),
-        "top1_stderr": Column("± s.e.", "{:.2f}"),
-        "drop": Column("drop (points)", "{:.2f}"),
-        "drop_stderr": Column("± s.e. of drop", "{:.2f}"),
-        "top5": Column("top-5 %", "{:.2f}"),
-        "agreement": Column("same answer %", "{:.1f}"),
-        "parameters": Column("parameters", "{:,.0f}"),
-        "memory_mb": Column("memory MB", "{:.3f}"),
-        "memory_saving_percent": Column("memory saving %", "{:.1f}"),
+        "top1": Column("top-1 %", "{:.2f}".format),
+        "top1_stderr": Column("± s.e.", "{:.2f}".format),
+        "drop": Column("drop (points)", "{:.2f}".format),
+        "drop_stderr": Column("± s.e. of drop", "{:.2f}".format),
+        "top5": Column("top-5 %", "{:.2f}".format),
+        "agreement": Column("same answer %", "{:.1f}".format),
+        "parameters": Column("parameters", "{:,.0f}".format),
+        "memory_mb": Column("memory MB", "{:.3f}".format),
+        "memory_saving_percent": Column("memory saving %", "{:.1f}".format),
     },
     "work": {
-        "macs": Column("MACs G", "{:.3g}", 1e9),
-        "sops": Column("SOPs G", "{:.3g}", 1e9),
-        "energy_mj": Column("energy mJ", "{:.3g}"),
-        "energy_integer_macs_mj": Column("energy mJ, integers as MACs", "{:.3g}"),
-        "firing_rate_percent": Column("firing rate %", "{:.1f}"),
-        "silent_channels_percent": Column("silent channels %", "{:.1f}"),
-        "peak_activation_bytes": Column("activations MB", "{:.3g}", 1e6),
-        "latency_ms": Column("latency ms", "{:.2f}"),
-        "speedup": Column("speed-up", "{:.2f}"),
-        "throughput": Column("images/s", "{:,.0f}"),
+        "macs": Column("MACs G", three_digits, 1e9),
+        "sops": Column("SOPs G", three_digits, 1e9),
+        "energy_mj": Column("energy mJ", three_digits),
+        "energy_integer_macs_mj": Column("energy mJ, integers as MACs", three_digits),
+        "firing_rate_percent": Column("firing rate %", "{:.1f}".format),
+        "silent_channels_percent": Column("silent channels %", "{:.1f}".format),
+        "peak_activation_bytes": Column("activations MB", three_digits, 1e6),
+        "latency_ms": Column("latency ms", "{:.2f}".format),
+        "speedup": Column("speed-up", "{:.2f}".format),
+        "throughput": Column("images/s", "{:,.0f}".format),
     },
     "published": {
-        "published_top1": Column("published top-1 %", "{:.1f}"),
-        "published_drop": Column("published drop (points)", "{:.1f}"),
-        "published_memory_saving_percent": Column("published memory saving %", "{:.1f}"),
+        "published_top1": Column("published top-1 %", "{:.1f}".format),
+        "published_drop": Column("published drop (points)", "{:.1f}".format),
+        "published_memory_saving_percent": Column("published memory saving %", "{:.1f}".format),
     },
 }
 COLUMNS = {name: column for group in GROUPS.values() for name, column in group.items()}
-# what a terminal and LaTeX show of a row; the rest is in table.md and table.csv
+# what a terminal shows of a row; the rest is in table.md and table.csv
 SHORT = (
     *("top1", "top1_stderr", "drop", "parameters", "memory_mb", "memory_saving_percent"),
     *("macs", "sops", "energy_mj", "firing_rate_percent", "latency_ms", "throughput"),
 )
 # a table's rows may hold these in other units
 _PERCENT = ("memory_saving", "firing_rate", "silent_channels")
-_LATEX = {
-    **{"±": r"$\pm$", "−": "$-$", "–": "--", "×": r"$\times$", "⁶": "$^6$"},
-    "·": r"$\cdot$",
-}
 ABSENT = "–"
 SILENT = "silent"
 # columns of a page that is no terminal
@@ -101,13 +101,14 @@ def final_table(run: RunFiles) -> pd.DataFrame:
     return table.astype({column: float for column in COLUMNS if column != "parameters"})
 
 
-def caption(run: RunFiles, published: bool = True) -> str:
+def caption(run: RunFiles, names: Iterable[str] = tuple(COLUMNS)) -> str:
     """The conventions that the table's figures follow, in one paragraph.
 
     Args:
         run: what is told of.
-        published: whether the published figures are in the table.
+        names: the table's columns.
     """
+    shown = measured(run, names)
     about = run.results.get("run", {})
     images = {row.get("images") for row in run.results["rows"]} - {None}
     counted = f" ({', '.join(f'{n:,}' for n in sorted(images))} images)" if images else ""
@@ -117,15 +118,19 @@ def caption(run: RunFiles, published: bool = True) -> str:
         )
         + ".",
         f"Measured here: top-1 on the {about.get('split', 'test')} set{counted} with its binomial "
-        "standard error; drop in points below the base network of this run; memory of the float32 "
-        "weights and buffers, 1 MB = 10⁶ bytes; memory saving = 1 − parameters / base parameters.",
+        "standard error; drop in points below the base network of this run; memory saving = 1 − "
+        "parameters / base parameters.",
     ]
-    if _measured(run, ["macs"]):
+    if "memory_mb" in shown:
+        parts.append("Memory: float32 weights and buffers, 1 MB = 10⁶ bytes.")
+    if "macs" in shown:
         parts.append(_work(run))
+    if "latency_ms" in shown:
+        parts.append(_times(run))
     dead = [row["name"] for row in run.results["rows"] if row.get("silent")]
     if dead:
         parts.append(f"Silent, and so no saving: {', '.join(dead)}.")
-    if published and any(row.get("published") for row in run.results["rows"]):
+    if "published_top1" in shown:
         parts.append(
             "Published: PSViT (arXiv 2606.03257) on ImageNet-1K, quoted; not run here, and not "
             "comparable with another dataset or network."
@@ -134,116 +139,48 @@ def caption(run: RunFiles, published: bool = True) -> str:
 
 
 def _work(run: RunFiles) -> str:
-    """How operations, energy and time were counted."""
+    """How operations and energy were counted."""
     options = run.config.get("measure", {})
-    mac_pj, ac_pj = options.get("mac_pj", MAC_PJ), options.get("ac_pj", AC_PJ)
     text = (
         "Operations of one image, over all time steps: MACs dense; SOPs = MACs × firing rate, on "
-        f"{options.get('images', 'some')} test images; energy {mac_pj:g} pJ a MAC where the input "
-        f"is not spikes, {ac_pj:g} pJ a SOP elsewhere."
+        f"{options.get('images', 'some')} {run.results.get('run', {}).get('split', 'test')} images."
     )
-    timing = next(iter(run.results.get("timing", {}).values()), None)
-    if timing:
+    if {"mac_pj", "ac_pj"} <= options.keys():
         text += (
-            f" Latency: median, batch {timing['latency_batch_size']}, images/s at batch "
-            f"{timing['throughput_batch_size']}, {timing['threads']} thread(s), "
-            f"{timing['device']}; all networks in turn."
+            f" Energy: {options['mac_pj']:g} pJ a MAC where the input is not spikes, "
+            f"{options['ac_pj']:g} pJ a SOP elsewhere."
         )
     return text
+
+
+def _times(run: RunFiles) -> str:
+    """How latency and throughput were measured."""
+    timing = next(iter(run.results["timing"].values()))
+    return (
+        f"Latency: median, batch {timing['latency_batch_size']}, images/s at batch "
+        f"{timing['throughput_batch_size']}, {timing['threads']} thread(s), {timing['device']}; "
+        "all networks in turn."
+    )
 
 
 def markdown(run: RunFiles) -> str:
     """The table, a part for each group of columns, and its caption as Markdown."""
     lines = []
     for names in GROUPS.values():
-        heading, *rows = _cells(run, _measured(run, names))
+        heading, *rows = cells(run, measured(run, names))
         if len(heading) > 1:
             rule = ["---"] + ["---:"] * (len(heading) - 1)
-            lines += ["| " + " | ".join(cells) + " |" for cells in (heading, rule, *rows)] + [""]
+            lines += ["| " + " | ".join(row) + " |" for row in (heading, rule, *rows)] + [""]
     return "\n".join([*lines, caption(run), ""])
 
 
-def latex(run: RunFiles) -> str:
-    """What a paper shows of the measured figures: a table for LaTeX's package booktabs."""
-    heading, *rows = _cells(run, _measured(run, SHORT))
-    table = pd.DataFrame(rows, columns=heading)
-    text = table.to_latex(
-        index=False,
-        escape=True,
-        column_format="l" + "r" * (len(heading) - 1),
-        caption=re.sub("([_%&#$])", r"\\\1", caption(run, published=False)),
-        label="tab:psvit",
-        position="t",
-    )
-    for sign, command in _LATEX.items():
-        text = text.replace(sign, command)
-    return "% \\usepackage{booktabs}\n" + text
-
-
-def print_table(run: RunFiles, console: Console | None = None) -> None:
-    """Draw the table in the terminal; plain aligned lines when the output is not a terminal.
-
-    Groups of columns stand side by side where there is room, else one below another.
-    """
-    console = console or Console()
-    groups = [
-        _measured(run, [name for name in names if name in SHORT or group == "published"])
-        for group, names in GROUPS.items()
-    ]
-    width = console.width if console.is_terminal else WIDE
-    for names in _side_by_side(run, [group for group in groups if group], width):
-        heading, *rows = _cells(run, names)
-        if not console.is_terminal:
-            console.file.write(_plain(heading, rows) + "\n\n")
-            continue
-        table = Table(box=SIMPLE_HEAD, header_style="bold", padding=(0, 1))
-        for index, (title, name) in enumerate(zip(heading, ["network", *names], strict=True)):
-            table.add_column(
-                title.replace(" ", "\n"),
-                justify="right" if index else "left",
-                vertical="top",
-                no_wrap=bool(index),
-                style="dim" if name.startswith("published") else None,
-            )
-        for cells in rows:
-            table.add_row(*cells)
-        console.print(table)
-    if console.is_terminal:
-        console.print(caption(run), style="dim", highlight=False)
-    else:
-        console.file.write(caption(run) + "\n")
-
-
-def _percent(share: float | None) -> float | None:
-    return None if share is None else round(100 * share, 10)
-
-
-def _measured(run: RunFiles, names: Iterable[str]) -> list[str]:
+def measured(run: RunFiles, names: Iterable[str]) -> list[str]:
     """Those of the columns that hold a figure."""
     table = final_table(run)
     return [name for name in names if table[name].notna().any()]
 
 
-def _side_by_side(run: RunFiles, groups: list[list[str]], width: int) -> list[list[str]]:
-    """Groups of columns, joined where they fit into so many columns of text."""
-    joined: list[list[str]] = []
-    for group in groups:
-        if joined and _width(run, [*joined[-1], *group]) <= width:
-            joined[-1] = [*joined[-1], *group]
-        else:
-            joined.append(group)
-    return joined
-
-
-def _width(run: RunFiles, names: list[str]) -> int:
-    """Columns of text that a terminal needs, with a word of a heading in each line."""
-    heading, *rows = _cells(run, names)
-    lines = [[max(title.split(), key=len) for title in heading], *rows]
-    # rich puts three spaces between columns, and two at either side
-    return 3 * len(heading) + sum(map(max, zip(*[map(len, line) for line in lines], strict=True)))
-
-
-def _cells(run: RunFiles, names: Iterable[str]) -> list[list[str]]:
+def cells(run: RunFiles, names: Iterable[str]) -> list[list[str]]:
     """The heading, then every row, as the text that a reader sees."""
     names = list(names)
     lines = [["network", *(COLUMNS[name].heading for name in names)]]
@@ -261,10 +198,67 @@ def _cells(run: RunFiles, names: Iterable[str]) -> list[list[str]]:
     return lines
 
 
+def print_table(run: RunFiles, console: Console | None = None) -> None:
+    """Draw the table in the terminal; plain aligned lines when the output is not a terminal.
+
+    Groups of columns stand side by side where there is room, else one below another.
+    """
+    console = console or Console()
+    groups = [
+        measured(run, [name for name in names if name in SHORT or group == "published"])
+        for group, names in GROUPS.items()
+    ]
+    width = console.width if console.is_terminal else WIDE
+    for names in _side_by_side(run, [group for group in groups if group], width):
+        heading, *rows = cells(run, names)
+        if not console.is_terminal:
+            console.file.write(_plain(heading, rows) + "\n\n")
+            continue
+        table = Table(box=SIMPLE_HEAD, header_style="bold", padding=(0, 1))
+        for index, (title, name) in enumerate(zip(heading, ["network", *names], strict=True)):
+            table.add_column(
+                title.replace(" ", "\n"),
+                justify="right" if index else "left",
+                vertical="top",
+                no_wrap=bool(index),
+                style="dim" if name.startswith("published") else None,
+            )
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    if console.is_terminal:
+        console.print(caption(run), style="dim", highlight=False)
+    else:
+        console.file.write(caption(run) + "\n")
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else round(100 * share, 10)
+
+
+def _side_by_side(run: RunFiles, groups: list[list[str]], width: int) -> list[list[str]]:
+    """Groups of columns, joined where they fit into so many columns of text."""
+    joined: list[list[str]] = []
+    for group in groups:
+        if joined and _width(run, [*joined[-1], *group]) <= width:
+            joined[-1] = [*joined[-1], *group]
+        else:
+            joined.append(group)
+    return joined
+
+
+def _width(run: RunFiles, names: list[str]) -> int:
+    """Columns of text that a terminal needs, with a word of a heading in each line."""
+    heading, *rows = cells(run, names)
+    lines = [[max(title.split(), key=len) for title in heading], *rows]
+    # rich puts three spaces between columns, and two at either side
+    return 3 * len(heading) + sum(map(max, zip(*[map(len, line) for line in lines], strict=True)))
+
+
 def _cell(value: float, column: Column) -> str:
     if math.isnan(value):
         return ABSENT
-    text = column.layout.format(value / column.unit)
+    text = column.write(value / column.unit)
     # a drop that rounds to nothing has no sign
     return text.lstrip("-") if float(text.replace(",", "")) == 0 else text.replace("-", "−")
 

@@ -11,10 +11,10 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.callbacks import Callbacks
 from omegaconf import OmegaConf
 
-from psvit.report import multirun
+from psvit.report import multirun, write_comparison
 from psvit.report.__main__ import main
 from psvit.report.jobs import FAILURE, find_jobs, read_job
-from psvit.report.multirun import Comparison, log_summary, write_comparison, write_sensitivity
+from psvit.report.multirun import Comparison, log_summary, write_sensitivity
 
 FILES = {"comparison.md", "comparison.csv", "runs.csv", "figures", "report.html"}
 CALLBACK = "+hydra.callbacks.comparison._target_=psvit.report.multirun.Comparison"
@@ -170,13 +170,6 @@ def test_command_compares_several_folders_in_the_current_one(tmp_path, monkeypat
     # the folder given twice is counted once
     assert (runs["policy"] == "budgeted").sum() == 6
     assert set(runs["target"]) == {"30 %", "22.4 %"}
-
-
-def test_command_on_one_run_makes_its_report(tmp_path):
-    groups = {"stage1.block1.mlp.hidden": ("hidden", 64)}
-    folder = report_runs.write_run(tmp_path / "run", groups)
-    assert main([str(folder)]) == 0
-    assert (folder / "table.md").is_file() and not (folder / "comparison.md").exists()
 
 
 def test_command_refuses_folders_without_runs(tmp_path, capsys, monkeypatch):

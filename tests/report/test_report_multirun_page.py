@@ -4,9 +4,8 @@ import report_runs
 from comparison_runs import write_multirun
 from html_reader import Reader
 
-from psvit.report import style
+from psvit.report import style, write_comparison
 from psvit.report.comparison import read_runs
-from psvit.report.multirun import write_comparison
 from psvit.report.multirun_page import SPREAD, sensitivities
 from psvit.report.page import PAGE
 from psvit.report.spread import spread

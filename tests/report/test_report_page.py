@@ -2,13 +2,15 @@ import base64
 import json
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import report_runs
 import yaml
 from html_reader import Reader
 
+from psvit.report.files import DIAGNOSTICS_COLUMNS
 from psvit.report.html import from_markdown
-from psvit.report.page import PAGE, again, asked, page
+from psvit.report.page import PAGE, again, asked, page, warnings
 from psvit.report.table import final_table
 
 
@@ -68,6 +70,23 @@ def test_how_to_make_it_again_quotes_for_a_shell(tmp_path):
     lines = again(tmp_path, {"commit": "abc"}).splitlines()
     assert lines[0] == "git checkout abc"
     assert lines[1] == "python run.py pruning=fine_grained 'pruning.protect=[\"stage1*\"]'"
+    assert "not committed" in again(tmp_path, {"commit": "abc", "modified": True})
+
+
+def test_a_network_that_fell_silent_is_told_at_the_head(tmp_path, run):
+    results = report_runs.results()
+    results["rows"][-1]["silent"] = True
+    read = Reader(page(replace(run, folder=tmp_path, results=results)))
+    head = read.text[: read.text.index("What was asked")]
+    assert "Dead network, not a saving: fine_grained + fine-tuning fired no spike" in head
+    assert "silent so nothing is saved" in head and "memory saved" not in head
+    # the spikes of a network may also end before the classifier
+    numbers = {**dict.fromkeys(DIAGNOSTICS_COLUMNS, 1), "segment": "head", "group": ""}
+    dead = replace(run, diagnostics=pd.DataFrame([numbers]))
+    assert warnings(dead) == [
+        "Dead network, not a saving: after the cut no spike reaches the classifier."
+    ]
+    assert warnings(run) == []
 
 
 def test_versions_come_from_the_run_not_from_today(tmp_path, run):

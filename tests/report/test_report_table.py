@@ -1,6 +1,8 @@
 import json
 import math
 import re
+import shutil
+import subprocess
 from dataclasses import replace
 from io import StringIO
 
@@ -8,7 +10,8 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from psvit.report.table import final_table, latex, markdown, print_table
+from psvit.report.latex import latex
+from psvit.report.table import final_table, markdown, print_table, three_digits
 
 PUBLISHED = ["published_top1", "published_drop", "published_memory_saving_percent"]
 
@@ -179,7 +182,7 @@ def test_work_against_hand_computed_ones(measured):
     assert dead["sops"] == 0 and math.isnan(dead["energy_mj"])
     cells = [line.split(" | ") for line in markdown(measured).split("\n\n")[1].splitlines()]
     told = dict(zip(cells[0], cells[2], strict=True))
-    assert (told["MACs G"], told["SOPs G"], told["energy mJ"]) == ("2.5", "1.25", "1.88")
+    assert (told["MACs G"], told["SOPs G"], told["energy mJ"]) == ("2.50", "1.25", "1.88")
     assert told["firing rate %"] == "12.5" and told["activations MB"] == "1.54"
     assert (told["latency ms"], told["speed-up"]) == ("12.35", "1.31")
     assert cells[2][-1] == "1,234 |"
@@ -193,15 +196,39 @@ def test_a_dead_network_is_told_and_saves_nothing(measured):
     )
 
 
-def test_latex(measured):
+def test_latex_has_what_a_paper_shows(measured):
     text = latex(measured)
     lines = [line for line in text.splitlines() if line.endswith(r"\\")]
-    heading, base, dead = ([cell.strip() for cell in line[:-2].split("&")] for line in lines)
-    assert heading[:3] == ["network", r"top-1 \%", r"$\pm$ s.e."]
-    assert len(heading) == len(base) == len(dead) == 13 and dead[0] == r"fine\_grained"
+    heading, base, dead = ([cell.strip() for cell in line[:-2].split(" & ")] for line in lines)
+    assert heading[:2] == ["network", r"\shortstack[r]{\strut top-1\\\strut \%}"]
+    assert len(heading) == len(base) == len(dead) == 10 and dead[0] == r"fine\_grained"
     assert base[1] == "97.50" and "silent" in dead
     for rule in ("toprule", "midrule", "bottomrule"):
         assert text.count(rf"\{rule}") == 1
     # what was published stays out, and LaTeX without extras can set every sign
     assert "73.3" not in text and "ublished" not in text and text.isascii()
     assert not re.search(r"(?<!\\)[_%]", text.replace("% ", "", 1))
+    # what its columns do not show is not told of
+    assert "Latency" not in text and "Latency" in markdown(measured)
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="no LaTeX here")
+def test_latex_sets_the_table_within_a_page(measured, tmp_path):
+    page = (
+        r"\documentclass{article}\usepackage{booktabs}\usepackage[textwidth=397pt]{geometry}"
+        r"\begin{document}\input{table}\end{document}"
+    )
+    (tmp_path / "page.tex").write_text(page)
+    (tmp_path / "table.tex").write_text(latex(measured))
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "page.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert "Overfull" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0.015, "0.0150"), (1.5, "1.50"), (99.99, "100.0"), (1500.4, "1,500"), (0.0, "0.00")],
+)
+def test_three_digits(value, shown):
+    assert three_digits(value) == shown
