@@ -153,6 +153,13 @@ def test_files_are_pictures_and_the_same_when_made_again(tmp_path):
         for suffix in (".png", ".svg")
     )
     first = [file.read_bytes() for file in files]
+    # laid out as matplotlib would
+    with style.styled():
+        plain = {"dpi": 150, "metadata": {"Software": None}}
+        architecture(read_run(folder)).savefig(tmp_path / "plain.png", **plain)
+    assert (folder / "figures" / "architecture.png").read_bytes() == (
+        tmp_path / "plain.png"
+    ).read_bytes()
     write_report(folder)
     assert [file.read_bytes() for file in files] == first
     for file in files[::2]:
