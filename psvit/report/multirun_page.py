@@ -41,7 +41,7 @@ def page(table: pd.DataFrame, long: pd.DataFrame, out: Path) -> str:
     return render(
         "multirun.html",
         title=f"{len(jobs)} runs",
-        bases=comparison_text.base_networks(long).splitlines(),
+        warnings=[line.strip("*") for line in comparison_text.silent_networks(long)],
         comparison=from_markdown(comparison_text.markdown(table, long)),
         figures=figures,
         fronts=[name for name in figures if name.startswith("pareto")],

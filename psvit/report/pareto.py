@@ -1,4 +1,4 @@
-"""The figure of many runs: accuracy lost against memory saved, a line for each policy."""
+"""The figure of many runs: accuracy lost against memory saved, policies and the Pareto front."""
 
 import math
 import re
@@ -28,6 +28,7 @@ LOOKS = {
 }
 MORE_LOOKS = (("#E69F00", "P"), ("#56B4E9", "X"), ("#000000", "*"))
 DASHES = ("-", (0, (4, 2)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2)), (0, (2, 1, 2, 4)))
+FRONT = {"color": "#dcdcdc", "lw": 6, "zorder": 1, "label": "Pareto front"}
 # more lines than this, and each recovery has a panel of its own
 CROWDED = 6
 MOST_COLUMNS = 3
@@ -63,6 +64,7 @@ def pareto(table: pd.DataFrame) -> Figure | None:
 
     Lines join the targets of one policy, importance and recovery. The colour is the policy; dashes
     are the recovery, or panels where there are many lines; each importance has panels of its own.
+    A broad pale line is the front of a panel.
 
     Args:
         table: rows of ``comparison_table`` of one model and dataset.
@@ -92,6 +94,8 @@ def pareto(table: pd.DataFrame) -> Figure | None:
     for axis, (values, panel) in zip(axes, panels, strict=True):
         axis.set_title("\n".join(map(_title, apart, values)), loc="left", weight="bold")
         axis.axhline(0, color="black", lw=0.8, zorder=1)
+        best = front(panel)
+        axis.plot(100 * best["memory_saving"], best["drop"], **FRONT)
         for (policy, recovery), line in panel.groupby(["policy", "recovery"]):
             _draw(axis, line.sort_values("memory_saving"), *looks[policy], dashes[recovery])
     _scale(axes[0], rows)
@@ -100,6 +104,17 @@ def pareto(table: pd.DataFrame) -> Figure | None:
     handles = _handles(looks, {} if crowded else dashes, rows["seeds"])
     figure.legend(handles=handles, loc="outside upper center", ncols=3 if len(panels) == 1 else 4)
     return figure
+
+
+def front(rows: pd.DataFrame) -> pd.DataFrame:
+    """The networks that no other one beats: whatever saves more loses more. By rising saving.
+
+    Savings of one whole percent count as alike: a target is met by more or less.
+    """
+    rows = rows.assign(percent=rows["memory_saving"].round(2))
+    rows = rows.sort_values(["percent", "drop"], ascending=[False, True])
+    lowest_so_far = rows["drop"].cummin().shift(fill_value=math.inf)
+    return rows[rows["drop"] < lowest_so_far].drop(columns="percent").iloc[::-1]
 
 
 def _panels(number: int, columns: int) -> tuple[Figure, list[Axes]]:
@@ -172,6 +187,7 @@ def _handles(looks: dict[str, Any], dashes: dict[str, Any], seeds: pd.Series) ->
             Line2D([], [], color=style.GREY, ls=dash, label=_title("recovery", name))
             for name, dash in dashes.items()
         ]
+    handles.append(Line2D([], [], **FRONT))
     handles.append(Line2D([], [], color="black", lw=0.8, label="base network"))
     if seeds.max() > 1:
         least = "" if seeds.min() == seeds.max() else f"{seeds.min()} to "

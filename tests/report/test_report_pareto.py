@@ -1,3 +1,5 @@
+import numpy as np
+import pandas as pd
 import pytest
 from comparison_runs import write_job
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -6,7 +8,7 @@ from matplotlib.text import Text
 
 from psvit.report import style
 from psvit.report.comparison import comparison_table, read_runs
-from psvit.report.pareto import LOOKS, MORE_LOOKS, pareto, write_pareto
+from psvit.report.pareto import FRONT, LOOKS, MORE_LOOKS, front, pareto, write_pareto
 
 
 def written(folder, policies, recoveries=("none",), importances=("l2",), seeds=(0, 1)):
@@ -54,6 +56,17 @@ def test_a_line_goes_through_the_means_in_the_order_of_savings(tmp_path):
     assert round(2 * 2**0.5, 6) in heights
     assert axis.get_ylim()[0] > axis.get_ylim()[1]
     assert "%" in figure.get_supxlabel() and "points" in figure.get_supylabel()
+
+
+def test_on_the_front_is_what_no_other_network_beats(tmp_path):
+    # saving, drop: the third saves less and loses more than the second, the last two save 50 %
+    points = [(0.1, 0.5), (0.3, 1.0), (0.2, 2.0), (0.504, 4.0), (0.5, 3.0)]
+    table = pd.DataFrame(points, columns=["memory_saving", "drop"])
+    assert front(table).values.tolist() == [[0.1, 0.5], [0.3, 1.0], [0.5, 3.0]]
+    (axis,) = pareto(written(tmp_path, ["uniform", "fine_grained"])).axes
+    (line,) = [line for line in axis.lines if line.get_label() == FRONT["label"]]
+    # uniform's drops are half of the other's
+    assert line.get_xydata() == pytest.approx(np.array([[20.0, 2.0], [40.0, 4.0]]))
 
 
 def test_dashes_tell_recoveries_apart_where_lines_are_few(tmp_path):
