@@ -44,8 +44,8 @@ def main() -> None:
         for each in BENCHMARKS[name](options):
             print(_line(each), flush=True)
             results.append(each)
-        # what is done is kept, whatever becomes of the rest
-        write(results, arguments)
+            # what is done is kept, whatever becomes of the rest
+            write(results, arguments)
 
 
 def write(results: list[Result], arguments: argparse.Namespace) -> None:

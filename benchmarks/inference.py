@@ -1,5 +1,7 @@
 """Inference and training of the same network: ours, and with spikingjelly's own neurons."""
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -17,25 +19,22 @@ FAMILIES = (
 )
 
 
-def inference(options: Options) -> list[Result]:
+def inference(options: Options) -> Iterator[Result]:
     """A forward pass of one image."""
-    results = []
     for family in FAMILIES:
         size = 64 if options.quick else 224
         network = networks.network(family, options.device, image_size=size)
         stock, ours = naive.stock(network), optimize_for_inference(network)
         image = networks.images(network, 1, options.device)
         with torch.inference_mode():
-            results.append(
-                compare(
-                    f"inference, {family}, {size} px",
-                    lambda stock=stock, image=image: stock(image),
-                    lambda ours=ours, image=image: ours(image),
-                    1.8 if family == "meta_spikeformer_15m" else None,
-                    options,
-                )
+            row = compare(
+                f"inference, {family}, {size} px",
+                lambda stock=stock, image=image: stock(image),
+                lambda ours=ours, image=image: ours(image),
+                1.8 if family == "meta_spikeformer_15m" else None,
+                options,
             )
-    return results
+        yield row
 
 
 def training(options: Options) -> list[Result]:

@@ -61,9 +61,11 @@ def compare(
     ours: Callable[[], object],
     target: float | None,
     options: Options,
+    warm_up: bool = True,
 ) -> Result:
     """How many times as fast ``ours`` is: both warmed up, then in turns."""
-    theirs(), ours()
+    if warm_up:
+        theirs(), ours()
     pairs = [
         (seconds(theirs, options.device), seconds(ours, options.device))
         for _ in range(options.repeats)

@@ -3,8 +3,13 @@
 import torch
 
 from benchmarks import naive, networks
+from benchmarks.size import _pruned
 from benchmarks.timing import peak_bytes, result
+from psvit.measure.footprint import memory_saving, parameters
 from psvit.neurons import LIF, IntegerLIF
+from psvit.pruning import prune
+from psvit.pruning.allocation import uniform
+from psvit.pruning.ranking import Ranking
 
 CPU = torch.device("cpu")
 
@@ -20,6 +25,17 @@ def test_a_stock_network_gives_the_same_logits():
         x = networks.images(network, 2, CPU)
         with torch.no_grad():
             assert (stock(x) - network(x)).abs().max() < 1e-12
+
+
+def test_the_pruned_network_is_the_largest_that_saves_enough():
+    base = networks.small(CPU, embed_dims=[8, 8, 16, 16], time_steps=1)
+    small = parameters(_pruned(base, 0.3, 1))
+    assert memory_saving(small, parameters(base)) >= 0.3
+    ranking = Ranking(base)
+    others = [parameters(prune(base, uniform(ranking, p / 100))) for p in range(20, 50)]
+    # the next larger one saves too little
+    assert small in others
+    assert all(memory_saving(other, parameters(base)) < 0.3 for other in others if other > small)
 
 
 def test_the_peak_counts_what_is_held_at_once():
