@@ -62,12 +62,16 @@ def compare(
     target: float | None,
     options: Options,
     warm_up: bool = True,
+    part: float = 1.0,
 ) -> Result:
-    """How many times as fast ``ours`` is: both warmed up, then in turns."""
+    """How many times as fast ``ours`` is: both warmed up, then in turns.
+
+    ``part``: the share of the work that ``theirs`` does.
+    """
     if warm_up:
         theirs(), ours()
     pairs = [
-        (seconds(theirs, options.device), seconds(ours, options.device))
+        (seconds(theirs, options.device) / part, seconds(ours, options.device))
         for _ in range(options.repeats)
     ]
     slow, fast = (statistics.median(times) for times in zip(*pairs, strict=True))

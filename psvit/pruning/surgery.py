@@ -78,16 +78,19 @@ class ParameterCounter:
 
 
 @contextmanager
-def masked(model: nn.Module, plan: Plan) -> Iterator[nn.Module]:
+def masked(
+    model: nn.Module, plan: Plan, groups: Mapping[str, ChannelGroup] | None = None
+) -> Iterator[nn.Module]:
     """Let ``model`` answer as the pruned network would, and restore every bit afterwards.
 
     What the groups' consumers read is zeroed; a query is silenced at its last batch norm, or
-    where that is folded at the convolution.
+    where that is folded at the convolution. ``groups``: the network's, where they are known:
+    looking them up may take as long as running a small network.
 
     Raises:
         UserError: the plan does not fit the network's channel groups.
     """
-    groups = model.channel_groups()
+    groups = model.channel_groups() if groups is None else groups
     plan.check(groups)
     saved: list[tuple[Tensor, Tensor]] = []
     try:

@@ -216,7 +216,7 @@ def run_candidates(
         replay = Replay(segment)
         left = replay.record(partial(model.step, segment, x), x)
         for candidate in here:
-            with masked(model, plans[candidate]):
+            with masked(model, plans[candidate], groups):
                 reset_state(model)
                 with replay.changed(changes[candidate][start]):
                     y = model.step(segment, x)
