@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import hydra
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -22,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from psvit.errors import UserError
 from psvit.files import write_text
 from psvit.resume import DISK, Stopped, not_written, resumed_arguments, stoppable, stored_config
-from psvit.suggest import did_you_mean
+from psvit.suggest import check_choices, did_you_mean
 
 SHOW_TRACEBACK = "HYDRA_FULL_ERROR"
 FAILED = 2
@@ -128,11 +129,13 @@ if __name__ == "__main__":
         sys.argv += [f"hydra.{mode}.dir={elsewhere}" for mode in ("run", "sweep")]
     try:
         sys.argv[1:] = resumed_arguments(as_hydra_has_it(sys.argv[1:]))
+        check_choices(sys.argv[1:])
         main()
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(stopped.exit_code)
-    except (HydraException, UserError) as error:
+    # the last: a config, conf/local for instance, that is no YAML
+    except (HydraException, UserError, yaml.YAMLError) as error:
         if traceback_wanted:
             raise
         sys.exit(tell(error))

@@ -63,7 +63,11 @@ OBJECTIVES = ("top1", "loss", "parameters", "memory_mb", "memory_saving")
 
 # option -> (is it right?, what would be right); an option that is not composed is not checked
 _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "threads": (lambda x: x is None or _whole(1)(x), "a whole number of at least 1, or null"),
+    # far more than there are cores end the process
+    "threads": (
+        lambda x: x is None or _whole(1, 1024)(x),
+        "a whole number of at least 1, at most 1024, or null",
+    ),
     "channels_last": (lambda x: isinstance(x, bool), "true or false"),
     "objectives": (
         lambda x: x in OBJECTIVES or (_names(x) and len(x) > 0 and set(x) <= set(OBJECTIVES)),
@@ -198,6 +202,12 @@ def check_config(cfg: DictConfig) -> None:
         plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
         if not right(plain):
             raise UserError(option, plain, f"expected {expected}")
+    if "local" in cfg:
+        raise UserError(
+            "conf/local/default.yaml",
+            OmegaConf.to_container(cfg.local),
+            "has no effect: expected `# @package _global_` as its first line",
+        )
     if not cfg.train and cfg.ckpt_path is None:
         raise UserError("train", False, "expected a ckpt_path, the network that needs no training")
     groups = OmegaConf.select(cfg, "pruning.sensitivity.groups")

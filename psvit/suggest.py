@@ -1,4 +1,4 @@
-"""The name that was meant, where an option or a choice does not exist."""
+"""Choices and options that do not exist, and the name that was meant."""
 
 import difflib
 import re
@@ -7,12 +7,34 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf import OmegaConf
+
+from psvit.errors import UserError
 
 CONF = Path(__file__).parents[1] / "conf"
 NO_OPTION = re.compile(r"Could not override '([^']+)'|'([^']+)' does not exist")
 NO_CHOICE = re.compile(r"Could not find '(.+)/([^/']+)'")
+
+
+def check_choices(arguments: Sequence[str]) -> None:
+    """Raise a UserError for a group that is given a value in place of a choice: ``dataset=null``.
+
+    Hydra refuses it with a traceback and without its name.
+    """
+    for argument in arguments:
+        name, _, value = argument.partition("=")
+        if not (CONF / name).is_dir() or not value:
+            continue
+        given = OverridesParser.create().parse_override(argument).value()
+        jobs = given.list if isinstance(given, ChoiceSweep) else [given]
+        if any(each is None or isinstance(each, (bool, int, float)) for each in jobs):
+            choices = sorted(path.stem for path in (CONF / name).glob("*.yaml"))
+            raise UserError(
+                name, value, f"expected one of {', '.join(choices)}; left out, it is the default"
+            )
 
 
 def did_you_mean(error: Exception, arguments: Sequence[str]) -> str:

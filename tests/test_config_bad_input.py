@@ -27,6 +27,7 @@ WRONG = {
     "seed=4294967296": "4294967295",
     "threads=0": "at least 1",
     "threads=many": "at least 1",
+    "threads=100000": "1024",
     "channels_last=1": "true or false",
     "print_config=maybe": "true or false",
     "train=0": "true or false",
@@ -167,6 +168,14 @@ def test_what_was_meant_is_told(command, override, meant):
     code, error = command("finetune=distill", override)
     (line,) = error.splitlines()
     assert code == 2 and line.endswith(f" (did you mean {meant}?)")
+
+
+@pytest.mark.parametrize("value", ["null", "3", "digits,null"])
+@pytest.mark.parametrize("group", ["dataset", "debug"])
+def test_a_group_takes_a_choice(command, group, value):
+    code, error = command(f"{group}={value}")
+    (line,) = error.splitlines()
+    assert code == 2 and line.startswith(f"{group}={value}: expected one of ")
 
 
 def test_nothing_is_made_up(command):

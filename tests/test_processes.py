@@ -22,6 +22,7 @@ from psvit.training.callbacks import KeepRandomState
 from psvit.training.fit import fit
 from psvit.training.module import Classifier
 from psvit.training.recipe import Recipe
+from psvit.training.sync import SyncBatchNorms
 
 SMALL = (
     "model.embed_dims=[8,8,8,8]",
@@ -44,6 +45,8 @@ SMALL = (
     "pruning.ratio=0.5",
     "pruning.ratios=[0.5]",
 )
+# what a convolution gives under autocast
+HALF_PRECISION = torch.linspace(-3, 5, 5 * 3 * 4 * 4).view(5, 3, 4, 4).bfloat16()
 
 
 def trained(cfg, folder):
@@ -62,7 +65,7 @@ def trained(cfg, folder):
     fit(module, data, cfg.trainer, folder, [])
     assert all(type(m) is not torch.nn.SyncBatchNorm for m in network.modules())
     classes = {type(m).__name__ for m in network.modules() if hasattr(m, "running_mean")}
-    tally = evaluate(network.float(), data.val_dataloader(), torch.device("cpu"))
+    tally = evaluate(network, data.val_dataloader(), torch.device("cpu"))
     return network.state_dict(), tally.top1, tally.images, classes
 
 
@@ -73,6 +76,12 @@ def drawn(state=None):
         keeper.load_state_dict(state)
         keeper.on_fit_start(None, None)
     return [random.random(), float(np.random.rand()), float(torch.rand(()))]
+
+
+def normalised(images):
+    """This process's share of ``images``, normalised over all processes; the running mean."""
+    layer = SyncBatchNorms(on_gpu=False).apply(torch.nn.BatchNorm2d(3))
+    return layer(processes.share(images)).detach(), layer.running_mean
 
 
 def in_two(cfg, folder):
@@ -88,6 +97,7 @@ def in_two(cfg, folder):
         "had": processes.made_by_all(lambda make: str(folder), calls.append),
         "calls": len(calls),
         "all": processes.from_all(number),
+        "normalised": normalised(HALF_PRECISION),
         "trained": trained(OmegaConf.merge(cfg, {"trainer": {"precision": "64-true"}}), folder),
     }
     seed_everything(number, verbose=False)
@@ -141,6 +151,15 @@ def test_shares(two):
 def test_each_process_goes_on_from_its_own_random_state(two):
     (first, again), (second, again_second) = (found["drawn"] for found in two[0])
     assert first == again and second == again_second and first != second
+
+
+def test_batch_norms_under_autocast_are_those_of_one_process(two):
+    layer = torch.nn.BatchNorm2d(3)
+    expected = layer(HALF_PRECISION)
+    for number, found in enumerate(two[0]):
+        images, mean = found["normalised"]
+        torch.testing.assert_close(images, expected[number::2], rtol=0.01, atol=0.01)
+        torch.testing.assert_close(mean, layer.running_mean)
 
 
 def test_what_is_made_is_made_by_all(two):

@@ -107,6 +107,7 @@ def fit(
             *savers,
         ],
     )
+    dtype = next(module.network.parameters()).dtype
     last, kept = checkpoints / "last.ckpt", checkpoints / f"{recipe.keep}.ckpt"
     # an evaluation may have come before, and Lightning leaves the mode as it finds it
     lightning.fit(
@@ -120,7 +121,8 @@ def fit(
         saved = torch.load(kept, map_location="cpu", weights_only=True)
         module.load_state_dict(saved["state_dict"])
     lightning.strategy.barrier()
-    return module.network
+    # `precision=64-true` and the like have changed it
+    return module.network.to(dtype)
 
 
 def _readable(path: Path) -> bool:

@@ -53,11 +53,13 @@ class _SyncedOnCPU(nn.BatchNorm2d):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x_BCHW)
+        # as torch's: under autocast the input has fewer bits than the statistics
+        x = x_BCHW.to(torch.promote_types(x_BCHW.dtype, torch.float32))
         # processes may have batches of different sizes: sums are added up, not means
         dims = (0, 2, 3)
-        count = _SumOverProcesses.apply(x_BCHW.new_tensor(x_BCHW.numel() / x_BCHW.shape[1]))
-        mean = _SumOverProcesses.apply(x_BCHW.sum(dims)) / count
-        centred = x_BCHW - mean[:, None, None]
+        count = _SumOverProcesses.apply(x.new_tensor(x.numel() / x.shape[1]))
+        mean = _SumOverProcesses.apply(x.sum(dims)) / count
+        centred = x - mean[:, None, None]
         variance = _SumOverProcesses.apply(centred.square().sum(dims)) / count
         if self.track_running_stats:
             self.num_batches_tracked.add_(1)
@@ -65,10 +67,12 @@ class _SyncedOnCPU(nn.BatchNorm2d):
             if momentum is None:
                 momentum = 1.0 / float(self.num_batches_tracked)
             unbiased = variance.detach() * count / (count - 1)
-            self.running_mean.lerp_(mean.detach(), momentum)
-            self.running_var.lerp_(unbiased, momentum)
+            self.running_mean.lerp_(mean.detach().to(self.running_mean), momentum)
+            self.running_var.lerp_(unbiased.to(self.running_var), momentum)
         scale = (variance + self.eps).rsqrt()
         if self.affine:
             scale = scale * self.weight
         normalised = centred * scale[:, None, None]
-        return normalised + self.bias[:, None, None] if self.affine else normalised
+        if self.affine:
+            normalised = normalised + self.bias[:, None, None]
+        return normalised.to(x_BCHW.dtype)
