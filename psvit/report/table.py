@@ -175,9 +175,13 @@ def markdown(run: RunFiles) -> str:
 
 
 def measured(run: RunFiles, names: Iterable[str]) -> list[str]:
-    """Those of the columns that hold a figure."""
+    """Those of the columns that hold a figure, and one of their own."""
     table = final_table(run)
-    return [name for name in names if table[name].notna().any()]
+    shown = [name for name in names if table[name].notna().any()]
+    # no layer reads integers
+    if table["energy_integer_macs_mj"].equals(table["energy_mj"]):
+        shown = [name for name in shown if name != "energy_integer_macs_mj"]
+    return shown
 
 
 def cells(run: RunFiles, names: Iterable[str]) -> list[list[str]]:

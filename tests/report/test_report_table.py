@@ -188,6 +188,15 @@ def test_work_against_hand_computed_ones(measured):
     assert cells[2][-1] == "1,234 |"
 
 
+def test_the_energy_of_integers_is_told_where_it_is_another(measured):
+    def spikes_alone(results):
+        for row in results["rows"]:
+            row["energy_integer_macs_mj"] = row["energy_mj"]
+
+    assert "integers as MACs" in markdown(measured)
+    assert "integers as MACs" not in markdown(changed(measured, spikes_alone))
+
+
 def test_a_dead_network_is_told_and_saves_nothing(measured):
     for text in (markdown(measured), latex(measured)):
         assert text.count("silent") >= 2 and "Silent, and so no saving: fine" in text
