@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Sequence
+from io import StringIO
 from pathlib import Path
 
 import pandas as pd
@@ -36,9 +37,7 @@ def measure_uniform(
         path: the CSV. Rows that a run which was killed left there are not measured again.
         device: where to run.
     """
-    rows = []
-    if path.exists():
-        rows = pd.read_csv(path, float_precision="round_trip").to_dict("records")
+    rows = _whole_rows(path) if path.exists() else []
     for ratio in [0.0, *ratios][len(rows) :]:
         pruned = prune(network, allocation.uniform(ranking, ratio))
         tally = evaluate(pruned, batches, device)
@@ -62,3 +61,12 @@ def measure_uniform(
             100 * rows[-1]["memory_saving"],
             tally.top1,
         )
+
+
+def _whole_rows(path: Path) -> list[dict[str, float]]:
+    """The rows of a CSV; a last line without its end was cut, and its last number may be too."""
+    lines = path.read_text().splitlines(keepends=True)
+    whole = "".join(line for line in lines if line.endswith("\n"))
+    if not whole:
+        return []
+    return pd.read_csv(StringIO(whole), float_precision="round_trip").to_dict("records")

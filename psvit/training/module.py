@@ -147,8 +147,9 @@ class Classifier(LightningModule):
             "adamw",
             lr=recipe.lr,
             weight_decay=recipe.weight_decay,
-            # an eighth of the time where tensors are many and small; on a GPU torch fuses better
-            fused=self.device.type == "cpu" or None,
+            # an eighth of the time where tensors are many and small; on a GPU torch fuses better,
+            # and under autocast Lightning clips no gradient of a fused one
+            fused=(self.device.type == "cpu" and "mixed" not in self.trainer.precision) or None,
         )
         scheduler, _ = create_scheduler_v2(
             optimizer,
