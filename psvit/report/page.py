@@ -9,7 +9,7 @@ import yaml
 from markupsafe import Markup
 
 from psvit.files import write_text
-from psvit.report import diagnostics, table
+from psvit.report import firing, table
 from psvit.report.files import RunFiles
 from psvit.report.html import from_markdown, render
 
@@ -97,7 +97,7 @@ def warnings(run: RunFiles) -> list[str]:
         for name in silent
     ]
     rows = run.diagnostics
-    if not silent and rows is not None and diagnostics.dead(rows):
+    if not silent and rows is not None and firing.dead(rows):
         found.append("Dead network, not a saving: after the cut no spike reaches the classifier.")
     return found
 

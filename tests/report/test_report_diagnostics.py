@@ -16,6 +16,7 @@ from psvit.measure import firing
 from psvit.models import create_model
 from psvit.report import diagnostics, style, write_report
 from psvit.report.files import DIAGNOSTICS_COLUMNS, RunFiles, read_run
+from psvit.report.firing import dead, firing_drift
 from psvit.report.loggers import close_loggers, open_loggers, wandb_run
 
 TWO = dict(list(report_runs.channel_groups((0, 0)).items())[:2])
@@ -147,15 +148,15 @@ def test_a_network_whose_answer_is_always_the_same_is_dead(name):
         with torch.no_grad():
             return network(x).unique(dim=0)
 
-    assert not diagnostics.dead(rows()) and len(answers()) > 1
+    assert not dead(rows()) and len(answers()) > 1
     # one silent layer of many leaves the network alive: its shortcut goes on
     network.stage1.block1.mlp.bn1.bias.data[:] = -1e3
-    assert not diagnostics.dead(rows()) and len(answers()) > 1
+    assert not dead(rows()) and len(answers()) > 1
     for norm in norms:
         norm.bias.data[:] = -1e3
     found = rows()
     assert found["layer"].iloc[-1] == last
-    assert diagnostics.dead(found) and len(answers()) == 1
+    assert dead(found) and len(answers()) == 1
 
 
 @pytest.mark.parametrize(
@@ -213,7 +214,7 @@ def test_the_figure_shows_every_layer_and_no_text_overlaps(count, monkeypatch, t
     seen = {}
     monkeypatch.setattr(Text, "draw", lambda text, renderer: seen.update({id(text): text}))
     with style.styled():
-        figure = diagnostics.firing_drift(rows)
+        figure = firing_drift(rows)
         FigureCanvasAgg(figure).draw()
     rates, shares = figure.axes[::2], figure.axes[1::2]
     # a line, the base's mark and the pruned one's
