@@ -55,7 +55,7 @@ class ParameterCounter:
 
     def __init__(self, model: nn.Module):
         self._groups = model.channel_groups()
-        self._axes = {name: cut_axes(model, group) for name, group in self._groups.items()}
+        self._axes = {name: _cut_axes(model, group) for name, group in self._groups.items()}
         self._shapes = {
             path: [tensor.shape for tensor in module.parameters(recurse=False)]
             for path, module in model.named_modules()
@@ -63,16 +63,11 @@ class ParameterCounter:
         self._whole = sum(shape.numel() for shapes in self._shapes.values() for shape in shapes)
 
     def __call__(self, plan: Plan) -> int:
-        cuts = _cuts(self._groups, self._axes, plan)
+        cuts = _cuts(plan.check(self._groups), self._groups, self._axes)
         total = self._whole
         for path in {path for path, _ in cuts}:
             for shape in self._shapes[path]:
-                left = [
-                    len(cuts.get((path, axis), range(length)))
-                    if axis in (OUTPUT, INPUT)
-                    else length
-                    for axis, length in enumerate(shape)
-                ]
+                left = (len(cuts.get((path, axis), range(n))) for axis, n in enumerate(shape))
                 total -= shape.numel() - math.prod(left)
         return total
 
@@ -120,11 +115,11 @@ def plan_cuts(model: nn.Module, plan: Plan) -> Cuts:
     keep is kept.
     """
     groups = model.channel_groups()
-    plan.check(groups)  # before its names are looked up
-    return _cuts(groups, {name: cut_axes(model, groups[name]) for name in plan}, plan)
+    plan.check(groups)
+    return _cuts(plan, groups, {name: _cut_axes(model, groups[name]) for name in plan})
 
 
-def cut_axes(model: nn.Module, group: ChannelGroup) -> list[tuple[str, int, int]]:
+def _cut_axes(model: nn.Module, group: ChannelGroup) -> list[tuple[str, int, int]]:
     """(module path, axis, length) of every axis that holds the group's channels."""
     ends = ((group.producers, OUTPUT), (group.consumers, INPUT))
     return [
@@ -136,11 +131,10 @@ def cut_axes(model: nn.Module, group: ChannelGroup) -> list[tuple[str, int, int]
 
 
 def _cuts(
+    plan: Plan,
     groups: Mapping[str, ChannelGroup],
     axes: Mapping[str, list[tuple[str, int, int]]],
-    plan: Plan,
 ) -> Cuts:
-    plan.check(groups)
     cuts: Cuts = {}
     for name, kept in plan.items():
         size = groups[name].size

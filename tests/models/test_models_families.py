@@ -105,3 +105,16 @@ def test_a_spec_builds_the_same_network_again():
         assert again.spec == network.spec
         shapes = {key: tensor.shape for key, tensor in network.state_dict().items()}
         assert {key: tensor.shape for key, tensor in again.state_dict().items()} == shapes
+
+
+def test_an_e_spikeformer_starts_with_small_branches():
+    network = small("e_spikeformer")
+    gains = {
+        path: module.weight.unique().item()
+        for path, module in network.named_modules()
+        if isinstance(module, nn.BatchNorm2d)
+    }
+    # what adds to the residual stream, by name
+    last = {path for path in gains if path.endswith((".bn2", ".projection.bn"))}
+    assert {round(gains[path], 4) for path in last} == {0.3}
+    assert {gains[path] for path in gains.keys() - last} == {1.5}

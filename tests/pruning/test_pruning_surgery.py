@@ -11,7 +11,7 @@ from torch import nn
 from psvit.channels import KINDS, Plan
 from psvit.errors import UserError
 from psvit.pruning import masked, prune, pruned_parameters
-from psvit.pruning.surgery import expand_units
+from psvit.pruning.surgery import ParameterCounter, expand_units
 
 EXACT = 1e-9
 
@@ -114,9 +114,10 @@ def test_pruned_parameters_counts_what_prune_leaves(network):
     groups = list(network.channel_groups().values())
     plans = [random_plan([group], 0.4) for group in groups]
     plans += [random_plan(groups, ratio) for ratio in (0.1, 0.5, 0.9)] + [Plan()]
+    count = ParameterCounter(network)
     for plan in plans:
         left = sum(tensor.numel() for tensor in prune(network, plan).parameters())
-        assert pruned_parameters(network, plan) == left, plan
+        assert pruned_parameters(network, plan) == count(plan) == left, plan
 
 
 def test_masking_restores_every_bit(network, images):
