@@ -94,8 +94,8 @@ class MetaSpikeFormer(SpikingTransformer):
             convolution_block,
             transformer_block,
         )
-        self.init_weights()
-        self.head = Head(embed_dims[-1], num_classes)
+        self.init_weights(branch_gain=0.5, branch_bias=0.0)
+        self.head = Head(embed_dims[-1], num_classes, init_std=0.05)
         for module in self.modules():
             if isinstance(module, LIF):
                 module.surrogate_function.alpha = float(surrogate_alpha)

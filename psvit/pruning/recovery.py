@@ -1,5 +1,6 @@
 """Recovery without training: what a few calibration images can mend after a cut."""
 
+import copy
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -55,7 +56,7 @@ def recover(
             for layer in _layers_with_lost_inputs(small, path, cuts, pruned, inputs[0]):
                 _solve(layer, path, small, full, inputs, base_inputs, cuts, pruned, base, ridge)
         if method in ("bn", "both"):
-            _estimate_batch_norms(small, inputs, pruned)
+            _estimate_batch_norms(small, path, full, inputs, base_inputs, cuts, pruned, base)
         base_inputs = [_step(base, full, x) for x in base_inputs]
         inputs = [_step(pruned, small, x) for x in inputs]
     return pruned
@@ -100,7 +101,12 @@ def _solve(
     base: nn.Module,
     ridge: float,
 ) -> None:
-    """W' = W C (G + λI)⁻¹, with G = XᵀX of the mended network's inputs and C = X_baseᵀ X."""
+    """W' = W_k + (W C − W_k G)(G + λI)⁻¹: the least squares solution nearest to W_k.
+
+    W are the base network's weights, W_k those of the kept inputs, G = XᵀX of the mended network's
+    inputs and C = X_baseᵀ X. Damped towards W_k and not towards 0: what the images do not
+    determine stays as it was, and where nothing has changed so far nothing does.
+    """
     ours, theirs = small.get_submodule(layer), full.get_submodule(layer)
 
     def products(x: Tensor, x_base: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,12 +123,13 @@ def _solve(
     kept = cuts.get((f"{path}.{layer}", OUTPUT))
     if kept is not None:
         weight = weight[torch.tensor(kept, device=weight.device)]
-    target = weight.flatten(1).double() @ cross
+    as_cut = ours.weight.flatten(1).double()
+    missing = weight.flatten(1).double() @ cross - as_cut @ gram
     damping = ridge * gram.diagonal().mean()
     eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     # a silent input has nothing to say: its weight would be 0/0 without the damping
-    solution = torch.linalg.solve(gram + damping.clamp(min=1e-12) * eye, target.T).T
-    ours.weight.copy_(solution.to(ours.weight.dtype).view_as(ours.weight))
+    change = torch.linalg.solve(gram + damping.clamp(min=1e-12) * eye, missing.T).T
+    ours.weight.copy_((as_cut + change).to(ours.weight.dtype).view_as(ours.weight))
 
 
 class _Seen(Exception):
@@ -148,16 +155,55 @@ def _input_rows(network: nn.Module, segment: nn.Module, layer: str, x: Tensor) -
     return input_rows(module, seen[0])
 
 
-def _estimate_batch_norms(segment: nn.Module, inputs: list[Tensor], network: nn.Module) -> None:
-    """Replace the running statistics by the mean over the calibration batches."""
-    norms = [m for m in segment.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
+def _estimate_batch_norms(
+    small: nn.Module,
+    path: str,
+    full: nn.Module,
+    inputs: list[Tensor],
+    base_inputs: list[Tensor],
+    cuts: Cuts,
+    pruned: nn.Module,
+    base: nn.Module,
+) -> None:
+    """Move the running statistics by what the cut changed on the calibration images.
+
+    The base network's statistics come from far more images. Estimated from the difference on the
+    same few, what these images have of their own cancels: μ' = μ + (m_pruned − m_base), and
+    σ'² = σ² · v_pruned / v_base, with m and v the statistics of the calibration batches.
+    """
+    ours = _batch_statistics(small, inputs, pruned)
+    theirs = _batch_statistics(full, base_inputs, base)
+    for name, (mean, var) in ours.items():
+        norm, whole = small.get_submodule(name), full.get_submodule(name)
+        kept = cuts.get((f"{path}.{name}", OUTPUT), slice(None))
+        base_mean, base_var = (tensor[kept] for tensor in theirs[name])
+        norm.running_mean.copy_(whole.running_mean[kept] + mean - base_mean)
+        norm.running_var.copy_(
+            whole.running_var[kept] * (var + norm.eps) / (base_var + norm.eps)
+        )
+
+
+def _batch_statistics(
+    segment: nn.Module, inputs: list[Tensor], network: nn.Module
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Path of each batch norm -> mean and variance of what enters it, averaged over the batches."""
+    norms = {
+        name: module
+        for name, module in segment.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+    }
+    before = {name: copy.deepcopy(norm.state_dict()) for name, norm in norms.items()}
+    momenta = {name: norm.momentum for name, norm in norms.items()}
+    for norm in norms.values():
         norm.reset_running_stats()
         norm.momentum = None
         norm.train()
     for x in inputs:
         _step(network, segment, x)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
+    found = {}
+    for name, norm in norms.items():
+        found[name] = norm.running_mean.clone(), norm.running_var.clone()
+        norm.load_state_dict(before[name])
+        norm.momentum = momenta[name]
         norm.eval()
+    return found
