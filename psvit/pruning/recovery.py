@@ -22,7 +22,7 @@ def recover(
     plan: Plan,
     images: Sequence[Tensor],
     method: str,
-    ridge: float = 1e-3,
+    ridge: float = 0.1,
     device: torch.device | str = "cpu",
 ) -> nn.Module:
     """Mend ``pruned`` in place, segment by segment in the network's order, and return it.
@@ -30,7 +30,8 @@ def recover(
     ``least_squares`` solves the weights of every layer that lost inputs again, so that its output
     on the calibration images stays what it was in the base network (2204.09656; here with inputs
     from the part that is already pruned and mended, so that errors do not add up). ``bn``
-    re-estimates the batch norms' statistics (EagleEye, 2007.02491). ``both`` does the one and then
+    re-estimates the batch norms' statistics (EagleEye, 2007.02491; here by their change against
+    the base network's on the same images). ``both`` does the one and then
     the other in each segment.
 
     Args:
@@ -178,9 +179,7 @@ def _estimate_batch_norms(
         kept = cuts.get((f"{path}.{name}", OUTPUT), slice(None))
         base_mean, base_var = (tensor[kept] for tensor in theirs[name])
         norm.running_mean.copy_(whole.running_mean[kept] + mean - base_mean)
-        norm.running_var.copy_(
-            whole.running_var[kept] * (var + norm.eps) / (base_var + norm.eps)
-        )
+        norm.running_var.copy_(whole.running_var[kept] * (var + norm.eps) / (base_var + norm.eps))
 
 
 def _batch_statistics(

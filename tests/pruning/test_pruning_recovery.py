@@ -93,7 +93,24 @@ def test_currents_of_a_redundant_channel_are_rebuilt_exactly(network, calibratio
         assert torch.allclose(pruned(images), expected, atol=1e-5)
 
 
+def estimate(network, batches):
+    """Give a network's batch norms the mean statistics of what enters them, by torch alone."""
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+    network.train()
+    with torch.no_grad():
+        for batch in batches:
+            network(batch)
+    for norm in norms:
+        norm.momentum = 0.1
+    return network.eval()
+
+
 def test_batch_norms_hold_the_statistics_of_the_calibration_images(network, calibration):
+    # a base network whose own statistics are those of these images: nothing is left to cancel
+    estimate(network, calibration)
     plan = half(network, "stage2.block1.mlp.hidden", "stage3.block1.attn.value")
     mended = recover(prune(network, plan), network, plan, calibration, "bn")
     # what enters the first batch norm does not depend on any other
@@ -111,6 +128,22 @@ def test_batch_norms_hold_the_statistics_of_the_calibration_images(network, cali
     assert (network.get_submodule(behind).running_mean - expected).norm() > 0.3 * expected.norm()
     assert mended.get_submodule(path).momentum == network.get_submodule(path).momentum
     assert not any(module.training for module in mended.modules())
+
+
+@pytest.mark.parametrize("method", ["bn", "least_squares", "both"])
+def test_a_cut_that_changes_nothing_leaves_every_weight_and_statistic(network, calibration, method):
+    """Whatever the images are: their own statistics differ from the network's by far."""
+    group = "stage2.block1.mlp.hidden"
+    silent = [1, 5]
+    consumer = network.stage2.block1.mlp.conv2
+    consumer.weight.data[:, silent] = 0.0
+    size = network.channel_groups()[group].size
+    plan = Plan({group: [i for i in range(size) if i not in silent]})
+    pruned = prune(network, plan)
+    before = copy.deepcopy(pruned.state_dict())
+    images = [3.0 * batch + 1.0 for batch in calibration]
+    after = recover(pruned, network, plan, images, method).state_dict()
+    assert all(torch.allclose(before[name], after[name], atol=1e-9) for name in before)
 
 
 @pytest.mark.parametrize("method, share", [("bn", 1.0), ("least_squares", 0.7), ("both", 0.7)])
