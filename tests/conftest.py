@@ -95,13 +95,14 @@ def config():
 # a run of seconds, on scikit-learn's digits, after which the network knows something
 TINY_RUN = (
     "model.embed_dims=[8,16,16,16]",
+    "model.depth=[1,1,1,1,1]",
     "model.mlp_ratio=2",
     "model.time_steps=2",
-    "dataset.train_images=300",
+    "dataset.train_images=200",
     "dataset.val_images=60",
     "dataset.test_images=80",
     "dataset.batch_size=10",
-    "trainer.max_epochs=5",
+    "trainer.max_epochs=4",
     "training.warmup_epochs=0",
     "training.lr=2e-2",
     "measure.images=8",

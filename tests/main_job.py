@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from filelock import FileLock
+
 from psvit.pruning import checkpoint
 
 RUN = Path(__file__).parents[1] / "run.py"
@@ -40,15 +42,20 @@ def finish(process):
 
 
 def main_job(factory, tiny_run):
-    """The run's folder after the main job, which the first to ask for it runs."""
-    work = factory.getbasetemp() / "main_job"
-    if not work.exists():
-        process = start(work, f"hydra.run.dir={work}/run", *tiny_run, *JOB)
-        try:
-            code, _, error = finish(process)
-        finally:
-            process.kill()
-        assert code == 0, error
+    """The run's folder after the main job, which the first to ask for it runs.
+
+    Of several workers too, whose temporary folders lie in one.
+    """
+    base = factory.getbasetemp()
+    work = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "main_job"
+    with FileLock(f"{work}.lock"):
+        if not work.exists():
+            process = start(work, f"hydra.run.dir={work}/run", *tiny_run, *JOB)
+            try:
+                code, _, error = finish(process)
+            finally:
+                process.kill()
+            assert code == 0, error
     return work / "run"
 
 

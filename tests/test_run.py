@@ -15,7 +15,7 @@ from psvit.pruning import checkpoint
 from psvit.training.module import Classifier
 
 # with `ckpt_path` a run needs no training
-FROM_BASE = ("finetune=none", "logger=none")
+FROM_BASE = ("finetune=none", "logger=none", "report=tables")
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def again(multirun, config, tiny_run, tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Classifier, "training_step", watched)
-        run(config(*tiny_run, *JOB, f"paths.output_dir={folder}"), folder)
+        run(config(*tiny_run, *JOB, "report=tables", f"paths.output_dir={folder}"), folder)
     return folder, seen
 
 
@@ -109,6 +109,7 @@ def test_pruning_sensitivity(config, tiny_run, folder, tmp_path):
         "pruning=sensitivity",
         "pruning.ratios=[0.3,0.6]",
         f"ckpt_path={folder}/base",
+        "report=full",
     )
     assert [row["name"] for row in run(cfg, tmp_path)["rows"]] == ["base"]
     for name in ("sensitivity.csv", "uniform.csv"):
@@ -177,16 +178,6 @@ def test_a_multirun_has_a_folder_for_each_job(multirun, results):
     assert failed.startswith("pruning.ratio=1.0 (pruning.ratio=1.0: expected a ratio")
 
 
-def test_what_is_wrong_is_one_line_and_an_exit_code(tmp_path, tiny_run):
-    process = start(tmp_path, f"hydra.run.dir={tmp_path}/run", *tiny_run, "training.lr=0")
-    code, out, error = finish(process)
-    assert code not in (0, None) and "Traceback" not in out
-    (line,) = error.splitlines()
-    assert line.startswith("training.lr=0: expected")
-    # before any training
-    assert not (tmp_path / "run" / "base").exists()
-
-
 def test_a_folder_of_images_runs(config, tiny_run, folder, tmp_path):
     images = tmp_path / "images"
     images.mkdir()
@@ -197,6 +188,7 @@ def test_a_folder_of_images_runs(config, tiny_run, folder, tmp_path):
         "dataset.val_fraction=0.25",
         "trainer.max_epochs=1",
         "logger=none",
+        "report=tables",
         "pruning=uniform",
         "pruning.ratios=[0.5]",
         "pruning.ratio=0.5",
@@ -217,7 +209,8 @@ def test_runs_share_what_the_cache_holds(config, tiny_run, tmp_path):
             "pruning=uniform",
             f"pruning.ratio={ratio}",
             "pruning.ratios=[0.3]",
-            "trainer.max_epochs=2",
+            "dataset.train_images=60",
+            "trainer.max_epochs=1",
             "finetune.epochs=1",
             "logger=none",
             "report=tables",

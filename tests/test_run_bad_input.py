@@ -39,6 +39,7 @@ def command(monkeypatch, capsys, tmp_path, tiny_run):
         (["nonsense=1"], "nonsense"),
         (["pruning.ratio"], "pruning.ratio"),
         (["pruning=uniform", "pruning.ratio=1.0"], "pruning.ratio=1.0"),
+        (["training.lr=0"], "training.lr=0: expected"),
         (["name=${nowhere}"], "nowhere"),
         # what Lightning refuses
         (["+trainer.limit_val_batches=-3"], "limit_val_batches"),

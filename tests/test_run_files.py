@@ -170,7 +170,7 @@ def test_the_pruned_network_is_the_plan_applied_to_the_base(folder):
 def test_training_curves(folder):
     (path,) = folder.glob("csv/version_*/metrics.csv")
     curves = pd.read_csv(path)
-    for stage, epochs in (("base", 5), ("finetune", 1)):
+    for stage, epochs in (("base", 4), ("finetune", 1)):
         for name in ("loss", "top1", "val_loss", "val_top1", "lr"):
             assert f"{stage}/{name}" in curves
         assert curves[f"{stage}/val_top1"].count() >= epochs

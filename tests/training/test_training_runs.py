@@ -20,6 +20,7 @@ QUICK = (
     "pruning.ratio=0.5",
     "pruning.ratios=[0.5]",
     "logger=none",
+    "report=tables",
 )
 
 
