@@ -1,5 +1,8 @@
 """What every spiking transformer here is: a chain of segments that knows its channel groups."""
 
+import copy
+from typing import Any, Self
+
 from torch import Tensor, nn
 
 from psvit.channels import ChannelGroup
@@ -25,6 +28,10 @@ class SpikingTransformer(nn.Module):
         super().__init__()
         check_counts(time_steps=time_steps)
         self.time_steps = time_steps
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """What Python would give, in a third of the time: each try of a plan copies a network."""
+        return _deep_copy(self, memo)
 
     def segments(self) -> dict[str, nn.Module]:
         """The chain, in order: path -> module."""
@@ -112,3 +119,25 @@ def spread_drop_path(rate: float, blocks: int) -> list[float]:
     """
     check_rate(rate)
     return [rate * index / max(blocks - 1, 1) for index in range(blocks)]
+
+
+def _deep_copy(module: nn.Module, memo: dict[int, Any]) -> Any:
+    """A deep copy of a module, without a look into the dozen empty tables of hooks of each."""
+    found = memo[id(module)] = type(module).__new__(type(module))
+    for name, value in vars(module).items():
+        if name == "_modules":
+            value = {path: _child_copy(child, memo) for path, child in value.items()}
+        elif isinstance(value, dict) and not value:
+            value = type(value)()
+        elif not isinstance(value, bool | int | float | str | None):
+            value = copy.deepcopy(value, memo)
+        vars(found)[name] = value
+    return found
+
+
+def _child_copy(child: nn.Module | None, memo: dict[int, Any]) -> Any:
+    kind = type(child)
+    as_it_says = hasattr(kind, "__deepcopy__") or kind.__getstate__ is not object.__getstate__
+    if child is None or id(child) in memo or as_it_says:
+        return copy.deepcopy(child, memo)
+    return _deep_copy(child, memo)

@@ -1,11 +1,13 @@
 """What every network does with images, frames, state and gradients."""
 
+import copy
+
 import pytest
 import torch
 from networks import FAMILIES, SMALL, alive, images, logits, small
 from torch import nn
 
-from psvit.models import create_model
+from psvit.models import SpikingTransformer, create_model
 from psvit.neurons import reset_state
 
 
@@ -118,3 +120,28 @@ def test_an_e_spikeformer_starts_with_small_branches():
     last = {path for path in gains if path.endswith((".bn2", ".projection.bn"))}
     assert {round(gains[path], 4) for path in last} == {0.3}
     assert {gains[path] for path in gains.keys() - last} == {1.5}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_copy_is_the_one_that_python_makes(name, monkeypatch):
+    network = alive(name)
+    network.head.register_forward_hook(lambda *_: None)
+    network.again, network.none = network.head, None
+    found = copy.deepcopy(network)
+    monkeypatch.delattr(SpikingTransformer, "__deepcopy__")
+    expected = copy.deepcopy(network)
+    modules = (each.named_modules(remove_duplicate=False) for each in (network, found, expected))
+    for (path, module), (_, ours), (_, pythons) in zip(*modules, strict=True):
+        assert type(ours) is type(pythons) and list(vars(ours)) == list(vars(pythons)), path
+        for key, value in vars(ours).items():
+            assert type(value) is type(vars(pythons)[key]), (path, key)
+            if isinstance(value, dict):
+                assert value is not vars(module)[key] and list(value) == list(vars(pythons)[key])
+            elif not isinstance(value, torch.nn.Module):
+                assert value == vars(pythons)[key], (path, key)
+    assert found.again is found.head and len(found.head._forward_hooks) == 1
+    for first, second in zip(
+        network.state_dict().values(), found.state_dict().values(), strict=True
+    ):
+        assert torch.equal(first, second) and first.data_ptr() != second.data_ptr()
+    assert torch.equal(logits(found, images()), logits(network, images()))
