@@ -26,6 +26,7 @@ from psvit.training.sync import SyncBatchNorms
 
 SMALL = (
     "model.embed_dims=[8,8,8,8]",
+    "model.depth=[1,1,1,1,1]",
     "model.num_heads=2",
     "model.mlp_ratio=1",
     "model.time_steps=1",
@@ -40,6 +41,7 @@ SMALL = (
     "training.warmup_epochs=0",
     "finetune.epochs=1",
     "logger=none",
+    "report=tables",
     "print_config=false",
     "pruning=uniform",
     "pruning.ratio=0.5",
