@@ -123,7 +123,8 @@ def spread_drop_path(rate: float, blocks: int) -> list[float]:
 
 def _deep_copy(module: nn.Module, memo: dict[int, Any]) -> Any:
     """A deep copy of a module, without a look into the dozen empty tables of hooks of each."""
-    found = memo[id(module)] = type(module).__new__(type(module))
+    kind: Any = type(module)
+    found = memo[id(module)] = kind.__new__(kind)
     for name, value in vars(module).items():
         if name == "_modules":
             value = {path: _child_copy(child, memo) for path, child in value.items()}
