@@ -19,7 +19,8 @@ from psvit.setup import set_deterministic
 def fast(config, tiny_run, tmp_path_factory):
     """``debug=fdr`` on a tiny network, with the deterministic kernels."""
     folder = tmp_path_factory.mktemp("fdr")
-    cfg = config("debug=fdr", *tiny_run, "finetune.epochs=1", "trainer.deterministic=true")
+    quick = ("report=tables", "finetune.epochs=1")
+    cfg = config("debug=fdr", *tiny_run, *quick, "trainer.deterministic=true")
     try:
         run(cfg, folder)
     finally:
@@ -50,6 +51,7 @@ def test_without_training_and_on_the_validation_split(config, tiny_run, fast, tm
         "pruning.ratios=[0.5]",
         "pruning.ratio=0.5",
         "logger=none",
+        "report=tables",
     )
     found = run(cfg, tmp_path)
     assert [row["stage"] for row in found["rows"]] == ["base", "pruned"]

@@ -24,11 +24,12 @@ WITHOUT_STAGES = {
 } | {"stream": ("stream", 384), "stem.conv1.hidden": ("hidden", 48)}
 
 
-@pytest.fixture(scope="module", params=["64", "8", "without stages"])
-def sized(request, run, tmp_path_factory):
-    if request.param == "64":
-        return run
-    groups = EIGHT if request.param == "8" else WITHOUT_STAGES
+SIZES = {"64": report_runs.channel_groups(), "8": EIGHT, "without stages": WITHOUT_STAGES}
+
+
+@pytest.fixture(scope="module", params=SIZES)
+def sized(request, tmp_path_factory):
+    groups = SIZES[request.param]
     return read_run(report_runs.write_run(tmp_path_factory.mktemp("run"), groups))
 
 

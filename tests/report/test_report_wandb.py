@@ -74,7 +74,7 @@ def test_tables_hold_every_row_of_the_files(offline, run):
     pd.testing.assert_frame_equal(
         shown.astype(final_table(run).dtypes), final_table(run), check_exact=True
     )
-    assert len(table(offline, "plan/table")) == 64
+    assert len(table(offline, "plan/table")) == 29
 
 
 def test_native_charts_know_their_columns(offline):
