@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from psvit.errors import UserError
 from psvit.files import write_text
 from psvit.resume import DISK, Stopped, not_written, resumed_arguments, stoppable, stored_config
-from psvit.suggest import check_choices, did_you_mean
+from psvit.suggest import check_choices, check_files, did_you_mean
 
 SHOW_TRACEBACK = "HYDRA_FULL_ERROR"
 FAILED = 2
@@ -130,6 +130,7 @@ if __name__ == "__main__":
     try:
         sys.argv[1:] = resumed_arguments(as_hydra_has_it(sys.argv[1:]))
         check_choices(sys.argv[1:])
+        check_files(sys.argv[1:])
         main()
     except Stopped as stopped:
         print(stopped, file=sys.stderr)

@@ -1,15 +1,18 @@
 """Choices and options that do not exist, and the name that was meant."""
 
 import difflib
+import inspect
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from psvit.errors import UserError
@@ -17,6 +20,12 @@ from psvit.errors import UserError
 CONF = Path(__file__).parents[1] / "conf"
 NO_OPTION = re.compile(r"Could not override '([^']+)'|'([^']+)' does not exist")
 NO_CHOICE = re.compile(r"Could not find '(.+)/([^/']+)'")
+# files that set options of any group, which Hydra merges without a look at their names
+LOCAL, EXPERIMENT = "local/default.yaml", "experiment"
+# what Hydra itself reads
+HYDRAS = ("defaults", "hydra")
+# libyaml's is ten times as fast, where it is there
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def check_choices(arguments: Sequence[str]) -> None:
@@ -35,6 +44,82 @@ def check_choices(arguments: Sequence[str]) -> None:
             raise UserError(
                 name, value, f"expected one of {', '.join(choices)}; left out, it is the default"
             )
+
+
+def check_files(arguments: Sequence[str], conf: Path = CONF) -> None:
+    """Raise a UserError for an option that conf/local or an experiment sets, and no config has.
+
+    Args:
+        arguments: the command line, which names experiments.
+        conf: the folder of configs.
+    """
+    chosen = [a.partition("=")[2].split(",") for a in arguments if a.startswith(f"{EXPERIMENT}=")]
+    names = [LOCAL, *(f"{EXPERIMENT}/{name}.yaml" for choice in chosen for name in choice)]
+    for name in names:
+        if (conf / name).is_file():
+            given = _read(conf / name)
+            # a network of the user's own has options of its own
+            own = ("model",) if "module" in (given.get("model") or {}) else ()
+            given = {key: value for key, value in given.items() if key not in (*HYDRAS, *own)}
+            _check_names(given, _known(conf), "", f"conf/{name}")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    found = yaml.load(path.read_text(), _LOADER)  # noqa: S506  a safe one
+    return found if isinstance(found, dict) else {}
+
+
+def _known(conf: Path) -> dict[str, Any]:
+    """The options of every choice of every group, one inside the other."""
+    known: dict[str, Any] = {}
+    for path in sorted(conf.rglob("*.yaml")):
+        group, *_ = path.relative_to(conf).parts
+        if group in ("local", EXPERIMENT, "hydra"):
+            continue
+        found = _read(path)
+        everywhere = path.parent == conf or "# @package _global_" in path.read_text()
+        _add(known, found if everywhere else {group: found})
+    return known
+
+
+def _add(known: dict[str, Any], found: Mapping[str, Any]) -> None:
+    for name, value in found.items():
+        if isinstance(value, dict):
+            if not isinstance(known.get(name), dict):
+                known[name] = {}
+            _add(known[name], value)
+        else:
+            known.setdefault(name, value)
+
+
+def _check_names(given: Mapping[str, Any], known: dict[str, Any], prefix: str, file: str) -> None:
+    for name, value in given.items():
+        option = f"{prefix}{name}"
+        if name not in known:
+            if _takes(known.get("_target_"), str(name)):
+                continue
+            nearest = difflib.get_close_matches(str(name), known, 1)
+            hint = f" (did you mean {prefix}{nearest[0]}?)" if nearest else ""
+            raise UserError(option, value, f"{file} sets it, and no config has it{hint}")
+        if not isinstance(known[name], dict):
+            continue
+        if isinstance(value, dict):
+            # what an object takes is checked, not what its values are made of
+            if "_target_" not in known:
+                _check_names(value, known[name], f"{option}.", file)
+        elif not prefix:
+            right = f"choose one under `defaults:` with `- override /{option}: {value}`"
+            raise UserError(option, value, f"{file} sets a group to a value; {right}")
+
+
+def _takes(target: str | None, name: str) -> bool:
+    """Whether the class that a config is made into has an argument that the config leaves out."""
+    if target is None:
+        return False
+    parameters = inspect.signature(get_class(target)).parameters
+    return name in parameters or any(
+        each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values()
+    )
 
 
 def did_you_mean(error: Exception, arguments: Sequence[str]) -> str:

@@ -1,0 +1,69 @@
+"""Files that set options of any group: what no config has is refused, with the name meant."""
+
+import shutil
+
+import pytest
+import yaml
+
+from psvit.errors import UserError
+from psvit.suggest import CONF, check_files
+
+
+@pytest.fixture
+def conf(tmp_path):
+    """A copy of conf/, to write into."""
+    shutil.copytree(CONF, tmp_path / "conf")
+    return tmp_path / "conf"
+
+
+def write(conf, values, name="local/default"):
+    path = conf / f"{name}.yaml"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"# @package _global_\n{yaml.safe_dump(values)}")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"seeed": 3}, r"seeed=3: .*\(did you mean seed\?\)"),
+        ({"dataset": {"rot": "/x"}}, r"dataset\.rot=/x: .*\(did you mean dataset\.root\?\)"),
+        # Lightning's class would be asked only when a training begins
+        ({"trainer": {"devises": 2}}, r"trainer\.devises=2: .*mean trainer\.devices\?"),
+        ({"pruning": {"sensitivity": {"image": 3}}}, r"image=3: .*pruning\.sensitivity\.images\?"),
+        ({"model": {"colour": 1}}, r"model\.colour=1: .*no config has it$"),
+        ({"dataset": "imagenet"}, r"dataset=imagenet: .*`- override /dataset: imagenet`"),
+    ],
+)
+def test_an_option_that_no_config_has(conf, values, message):
+    write(conf, values)
+    with pytest.raises(UserError, match=message) as error:
+        check_files([], conf)
+    assert "conf/local/default.yaml" in str(error.value)
+    # an experiment's likewise, but only where it is chosen
+    (conf / "local/default.yaml").unlink()
+    write(conf, values, "experiment/mine")
+    check_files(["experiment=cifar10_small"], conf)
+    with pytest.raises(UserError, match=message):
+        check_files(["seed=1", "experiment=cifar10_small,mine"], conf)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"threads": 4, "hydra": {"run": {"dir": "x"}}, "defaults": [{"override /trainer": "gpu"}]},
+        # of a choice that is not the default one; of the class that a config is made into
+        {"pruning": {"ratio": 0.3}, "trainer": {"limit_val_batches": 2}},
+        {"pruning": {"target_saving": {"macs": 0.2}}},
+        {"model": {"module": "my_network", "colour": 1}},
+        None,
+    ],
+)
+def test_what_there_is_may_be_set(conf, values):
+    write(conf, values)
+    check_files([], conf)
+
+
+def test_every_experiment_sets_what_there_is():
+    files = sorted((CONF / "experiment").glob("*.yaml"))
+    assert files
+    check_files([f"experiment={','.join(path.stem for path in files)}"])
