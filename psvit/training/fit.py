@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -62,8 +63,8 @@ def fit(
         The trained network: the weights that the recipe keeps.
 
     Raises:
-        UserError: the loss is no longer a number; the last epoch's checkpoint stays. Or that
-            checkpoint cannot be read.
+        UserError: the loss is no longer a number; the last epoch's checkpoint stays. Or a
+            checkpoint cannot be read, or has changed.
     """
     recipe = module.recipe
     # the first process writes them, and all read what it wrote
@@ -117,7 +118,7 @@ def fit(
         weights_only=True,
     )
     # Lightning's `fast_dev_run` leaves none
-    if kept.exists():
+    if _readable(kept):
         saved = torch.load(kept, map_location="cpu", weights_only=True)
         module.load_state_dict(saved["state_dict"])
     lightning.strategy.barrier()
@@ -126,12 +127,24 @@ def fit(
 
 
 def _readable(path: Path) -> bool:
-    """Whether there is a checkpoint to go on from."""
+    """Whether there is a checkpoint, as it was written."""
     if not path.exists():
         return False
     try:
         torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
-        reason = f"cannot be read ({error}); remove it to train from the first epoch"
+        # torch compares no checksums, and would take weights in which bytes have changed
+        with zipfile.ZipFile(path) as parts:
+            if (damaged := parts.testzip()) is not None:
+                raise ValueError(f"{damaged} has changed since it was written")
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        KeyError,
+        ValueError,
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+    ) as error:
+        reason = f"cannot be read ({error}); remove {path.parent} to train from the first epoch"
         raise UserError("resume", path, reason) from error
     return True

@@ -221,17 +221,24 @@ def test_a_training_that_was_cut_off_goes_on(config, tmp_path, recipe, epoch, wo
     assert drawn_again == drawn
 
 
-def test_a_truncated_checkpoint_is_one_line_and_stays(trainer, tmp_path):
+def test_a_damaged_checkpoint_is_one_line_and_stays(trainer, tmp_path):
     last = tmp_path / "checkpoints" / "base" / "last.ckpt"
     with pytest.raises(Killed):
         fit(trainer, tmp_path, RECIPE, Kill(1))
-    data = last.read_bytes()[:-100]
-    last.write_bytes(data)
-    with pytest.raises(UserError) as error:
-        fit(trainer, tmp_path, RECIPE)
-    message = str(error.value)
-    assert message.startswith(f"resume={last}: cannot be read") and "\n" not in message
-    assert last.read_bytes() == data
+    whole = last.read_bytes()
+    weights = torch.load(last, weights_only=True)["state_dict"]["network.head.fc.weight"]
+    values = weights.numpy().tobytes()
+    assert values in whole
+    # which torch itself would load
+    edited = whole.replace(values, bytes(len(values)))
+    for data in (whole[:-100], edited, b"text"):
+        last.write_bytes(data)
+        with pytest.raises(UserError) as error:
+            fit(trainer, tmp_path, RECIPE)
+        message = str(error.value)
+        assert message.startswith(f"resume={last}: cannot be read") and "\n" not in message
+        assert f"remove {last.parent} to train" in message
+        assert last.read_bytes() == data
 
 
 class Poison(Callback):
