@@ -9,7 +9,15 @@ from lightning import LightningDataModule
 from omegaconf import DictConfig, OmegaConf
 from timm.data.distributed_sampler import RepeatAugSampler
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Subset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    RandomSampler,
+    Subset,
+    default_collate,
+    get_worker_info,
+)
 
 from psvit.data.files import decode, read_all, unreadable, verify
 from psvit.data.frames import FrameTrainTransform, FrameTransform
@@ -113,12 +121,20 @@ class ImageDataset(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, Tensor]]:
-        """The samples of a batch; DataLoader calls this where a dataset has it."""
+    def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, Tensor]] | UserError:
+        """The samples of a batch; DataLoader calls this where a dataset has it.
+
+        In a worker a UserError is returned, for ``Loader`` to raise.
+        """
         if isinstance(self.images, Tensor):
             images = self.images[indices]
         else:
-            images = [self._read(self.images[index]) for index in indices]
+            try:
+                images = [self._read(self.images[index]) for index in indices]
+            except UserError as error:
+                if get_worker_info() is None:
+                    raise
+                return error
         return list(zip(self.transform(images), self.labels[indices], strict=True))
 
     def _read(self, image: Tensor | Path) -> Tensor:
@@ -136,6 +152,25 @@ class SharedBatches(BatchSampler):
     def __iter__(self) -> Iterator[list[int]]:
         for batch in super().__iter__():
             yield share(batch)
+
+
+class Loader(DataLoader):
+    """A DataLoader that raises a UserError of its workers as it is: torch would make a RuntimeError
+    of it, with a traceback for its text."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return _raised(super().__iter__())
+
+
+def _raised(batches: Iterator[Any]) -> Iterator[Any]:
+    for batch in batches:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
+
+
+def _collate(samples: list[tuple[Tensor, Tensor]] | UserError) -> Any:
+    return samples if isinstance(samples, UserError) else default_collate(samples)
 
 
 class ImageData(LightningDataModule):
@@ -248,9 +283,10 @@ class ImageData(LightningDataModule):
         # how often a run evaluates would change how it trains.
         options.setdefault("generator", torch.Generator().manual_seed(self.seed))
         options.setdefault("persistent_workers", self.cfg.num_workers > 0)
-        return DataLoader(
+        return Loader(
             dataset,
             batch_size,
+            collate_fn=_collate,
             num_workers=self.cfg.num_workers,
             pin_memory=torch.cuda.is_available(),
             **options,

@@ -2,6 +2,8 @@ import pytest
 import torch
 from data_files import load_data
 
+from psvit.errors import UserError
+
 
 def batches(loader, seed=0):
     torch.manual_seed(seed)
@@ -68,3 +70,15 @@ def test_workers_load_the_same(folder):
     alone = load_data("image_folder", **cfg).test_dataloader()
     workers = load_data("image_folder", **cfg, num_workers=2).test_dataloader()
     assert same(batches(alone), batches(workers))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_that_breaks_while_a_run_reads_it(folder, workers):
+    data = load_data("image_folder", root=str(folder), image_size=32, num_workers=workers)
+    (folder / "train" / "dog" / "07.webp").write_bytes(b"RIFF")
+    with pytest.raises(UserError) as error:
+        for _ in (0, 1):
+            list(data.train_dataloader())
+            list(data.val_dataloader())
+    message = str(error.value)
+    assert message.startswith(f"dataset.root={folder}: the image train/dog/07.webp cannot be read")
