@@ -131,11 +131,11 @@ def _readable(path: Path) -> bool:
     if not path.exists():
         return False
     try:
-        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         # torch compares no checksums, and would take weights in which bytes have changed
         with zipfile.ZipFile(path) as parts:
             if (damaged := parts.testzip()) is not None:
                 raise ValueError(f"{damaged} has changed since it was written")
+        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (
         OSError,
         RuntimeError,
