@@ -1,10 +1,11 @@
-"""Kills a small run at random moments, lets it go on, and compares the final tables.
+"""Kills a small run at random moments of every stage, lets it go on, and compares the final tables.
 
     python benchmarks/kill.py OUT [KILLS]
 
 writes OUT/kill.log: each moment, what the run was doing, how long it took to go on (all in seconds
 of processor time), and whether tables, plan and weights are those of the run that nobody killed.
-Exits with 1 where they are not.
+The stages are hit in turn, each at a random moment; then one SIGTERM each in training, sensitivity
+and fine-tuning. Exits with 1 where something differs.
 """
 
 import hashlib
@@ -15,18 +16,19 @@ import signal
 import sys
 import time
 import traceback
+from collections import defaultdict
 from pathlib import Path
+from typing import NamedTuple
 
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from psvit.pipeline import run
-from psvit.resume import stored_config
+from psvit.resume import Stopped, stoppable, stored_config
 
 CONF = Path(__file__).parents[1] / "conf"
 JOB = (
     "pruning=budgeted",
-    "pruning.rounds=2",
     "pruning.kinds=[hidden]",
     "pruning.ratios=[0.5]",
     "pruning.target_memory_saving=0.2",
@@ -63,6 +65,21 @@ COMPARED = (
 )
 
 
+# the stages that are told to stop as well
+TOLD = ("base", "plan, sensitivity", "finetuned")
+# of what is over sooner, no moment can be met
+SHORTEST = 0.1
+
+
+class Span(NamedTuple):
+    """What a run did from one moment to another, in seconds of processor time."""
+
+    state: str
+    begun: str
+    start: float
+    end: float
+
+
 def composed(folder: Path) -> DictConfig:
     with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
         return compose("config", [*JOB, f"paths.output_dir={folder}"])
@@ -81,8 +98,11 @@ def started(folder: Path, resumed: bool) -> int:
         cfg = composed(folder)
         # killed before there was a config: there is nothing to go on from yet
         resumed = resumed and (folder / "config.yaml").exists()
-        run(stored_config(cfg, folder) if resumed else cfg, folder, resumed)
+        with stoppable(folder):
+            run(stored_config(cfg, folder) if resumed else cfg, folder, resumed)
         code = 0
+    except Stopped as stopped:
+        code = stopped.exit_code
     except BaseException:
         traceback.print_exc()
     finally:
@@ -90,25 +110,52 @@ def started(folder: Path, resumed: bool) -> int:
         os._exit(code)
 
 
-def wait_until(process: int, seconds: float) -> None:
-    """Until a process has used so much: the same moment of a run, however busy the machine is."""
-    while True:
-        state, *found = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
-        used = sum(map(int, found[10:12])) / os.sysconf("SC_CLK_TCK")
-        if state == "Z" or used >= seconds:
-            return
+def used(process: int) -> float | None:
+    """Seconds of processor time so far, which do not depend on how busy the machine is; None where
+    the process has ended."""
+    state, *found = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
+    return None if state == "Z" else sum(map(int, found[10:12])) / os.sysconf("SC_CLK_TCK")
+
+
+def watched(process: int, folder: Path) -> list[Span]:
+    """What the run does until it ends."""
+    spans, state, start = [], doing(folder), 0.0
+    while (now := used(process)) is not None:
+        if (found := doing(folder)) != state:
+            spans.append(Span(*state, start, now))
+            state, start = found, now
         time.sleep(0.01)
+    return [span for span in spans if span.end - span.start >= SHORTEST]
+
+
+def wait_for(process: int, folder: Path, span: Span, share: float) -> None:
+    """Until the run does what it did in ``span``, and for a share of the time that this took."""
+    until = float("inf")
+    while (now := used(process)) is not None and now < until:
+        if until == float("inf") and doing(folder)[0] == span.state:
+            until = now + share * (span.end - span.start)
+        time.sleep(0.005)
 
 
 def digests(folder: Path) -> list[str]:
     return [hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in COMPARED]
 
 
-def doing(folder: Path) -> str:
-    """What is done, and what was begun."""
+def doing(folder: Path) -> tuple[str, str]:
+    """What is done and what was begun, in words; and what was begun alone."""
     stages = list((folder / "stages").glob("[!.]*/*"))
-    begun = [path.parent.name for path in stages if path.suffix == ".partial"]
-    return f"{len(stages) - len(begun)} stages done, at work on {', '.join(begun) or 'none'}"
+    begun = sorted(path.parent.name for path in stages if path.suffix == ".partial")
+    names = ", ".join(begun) or "nothing"
+    return f"{len(stages) - len(begun)} stages done, at work on {names}", names
+
+
+def outcome(folder: Path, status: int, expected: list[str]) -> str:
+    """Whether a run that went on ended as the one that nobody stopped."""
+    if status:
+        return f"FAILED, see {folder}/err.txt"
+    pairs = zip(COMPARED, digests(folder), expected, strict=True)
+    differ = [name for name, found, right in pairs if found != right]
+    return f"DIFFERS in {', '.join(differ)}" if differ else "equal"
 
 
 def main(out: Path, kills: int) -> int:
@@ -116,32 +163,36 @@ def main(out: Path, kills: int) -> int:
     shutil.rmtree(out / "runs", ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
     whole = out / "runs" / "whole"
-    _, status, usage = os.wait4(started(whole, False), 0)
-    took = usage.ru_utime + usage.ru_stime
+    process = started(whole, False)
+    spans = defaultdict(list)
+    for span in watched(process, whole):
+        spans[span.begun].append(span)
+    _, status, usage = os.wait4(process, 0)
     if status:
         sys.exit((whole / "err.txt").read_text()[-2000:])
     expected, moments, wrong = digests(whole), random.Random(0), 0
+    stages = list(spans)
+    stops = [(signal.SIGKILL, stages[number % len(stages)]) for number in range(kills)]
+    stops += [(signal.SIGTERM, stage) for stage in TOLD]
     with (out / "kill.log").open("w", buffering=1) as log:
+        took = usage.ru_utime + usage.ru_stime
         print(f"uninterrupted: {took:.1f} s; compared: {' '.join(COMPARED)}", file=log)
-        for number in range(1, kills + 1):
-            folder, at = out / "runs" / str(number), moments.uniform(0.02, 0.98) * took
+        for number, (sign, stage) in enumerate(stops, 1):
+            folder = out / "runs" / str(number)
             process = started(folder, False)
-            wait_until(process, at)
-            os.kill(process, signal.SIGKILL)
+            wait_for(process, folder, moments.choice(spans[stage]), moments.random())
+            at = used(process) or took
+            os.kill(process, sign)
             _, status = os.waitpid(process, 0)
-            state = doing(folder) if os.WIFSIGNALED(status) else "it had ended"
+            stopped = os.WIFSIGNALED(status) or os.waitstatus_to_exitcode(status) == 128 + sign
+            state = doing(folder)[0] if stopped else "it had ended"
             _, status, usage = os.wait4(started(folder, True), 0)
             went_on = usage.ru_utime + usage.ru_stime
-            if status:
-                verdict = f"FAILED, see {folder}/err.txt"
-            else:
-                found = digests(folder)
-                differ = [n for n, a, b in zip(COMPARED, found, expected, strict=True) if a != b]
-                verdict = f"DIFFERS in {', '.join(differ)}" if differ else "equal"
+            verdict = outcome(folder, status, expected)
             wrong += verdict != "equal"
-            line = f"kill {number:2} at {at:5.1f} s ({state}), went on for {went_on:5.1f} s"
+            line = f"{sign.name} {number:2} at {at:5.1f} s ({state}), went on for {went_on:5.1f} s"
             print(f"{line}: {verdict}", file=log)
-        print(f"{kills - wrong} of {kills} equal", file=log)
+        print(f"{len(stops) - wrong} of {len(stops)} equal", file=log)
     return int(wrong > 0)
 
 
