@@ -119,7 +119,10 @@ class ImageDataset(Dataset):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.__getitems__([index])[0]
+        samples = self.__getitems__([index])
+        if isinstance(samples, UserError):
+            raise samples
+        return samples[0]
 
     def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, Tensor]] | UserError:
         """The samples of a batch; DataLoader calls this where a dataset has it.
