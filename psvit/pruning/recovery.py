@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -52,15 +53,27 @@ def recover(
     inputs = list(base_inputs)
     segments = base.segments()
     for path, small in pruned.segments().items():
-        full = segments[path]
+        ours = _Part(pruned, small, inputs)
+        theirs = _Part(base, segments[path], base_inputs)
         if method in ("least_squares", "both"):
-            for layer in _layers_with_lost_inputs(small, path, cuts, pruned, inputs[0]):
-                _solve(layer, path, small, full, inputs, base_inputs, cuts, pruned, base, ridge)
+            for layer in _layers_with_lost_inputs(ours, path, cuts):
+                _solve(layer, ours, theirs, cuts.get((f"{path}.{layer}", OUTPUT)), ridge)
         if method in ("bn", "both"):
-            _estimate_batch_norms(small, path, full, inputs, base_inputs, cuts, pruned, base)
-        base_inputs = [_step(base, full, x) for x in base_inputs]
-        inputs = [_step(pruned, small, x) for x in inputs]
+            _estimate_batch_norms(ours, theirs, path, cuts)
+        inputs, base_inputs = ours.outputs(), theirs.outputs()
     return pruned
+
+
+@dataclass
+class _Part:
+    """A segment of a network, and the calibration batches that enter it."""
+
+    network: nn.Module
+    segment: nn.Module
+    inputs: list[Tensor]
+
+    def outputs(self) -> list[Tensor]:
+        return [_step(self.network, self.segment, x) for x in self.inputs]
 
 
 def _step(network: nn.Module, segment: nn.Module, x: Tensor) -> Tensor:
@@ -68,9 +81,7 @@ def _step(network: nn.Module, segment: nn.Module, x: Tensor) -> Tensor:
     return network.step(segment, x)
 
 
-def _layers_with_lost_inputs(
-    segment: nn.Module, path: str, cuts: Cuts, network: nn.Module, x: Tensor
-) -> list[str]:
+def _layers_with_lost_inputs(part: _Part, path: str, cuts: Cuts) -> list[str]:
     """Paths, within the segment and in the order they run, of the layers to solve again."""
     order: list[str] = []
     lost = {
@@ -79,49 +90,40 @@ def _layers_with_lost_inputs(
         if axis == INPUT and name.startswith(f"{path}.")
     }
     handles = [
-        segment.get_submodule(name).register_forward_hook(lambda *_, name=name: order.append(name))
+        part.segment.get_submodule(name).register_forward_hook(
+            lambda *_, name=name: order.append(name)
+        )
         for name in lost
     ]
     try:
-        _step(network, segment, x[:, :1])
+        _step(part.network, part.segment, part.inputs[0][:, :1])
     finally:
         for handle in handles:
             handle.remove()
     return order
 
 
-def _solve(
-    layer: str,
-    path: str,
-    small: nn.Module,
-    full: nn.Module,
-    inputs: list[Tensor],
-    base_inputs: list[Tensor],
-    cuts: Cuts,
-    pruned: nn.Module,
-    base: nn.Module,
-    ridge: float,
-) -> None:
+def _solve(layer: str, pruned: _Part, base: _Part, kept: list[int] | None, ridge: float) -> None:
     """W' = W_k + (W C − W_k G)(G + λI)⁻¹: the least squares solution nearest to W_k.
 
     W are the base network's weights, W_k those of the kept inputs, G = XᵀX of the mended network's
     inputs and C = X_baseᵀ X. Damped towards W_k and not towards 0: what the images do not
-    determine stays as it was, and where nothing has changed so far nothing does.
+    determine stays as it was, and where nothing has changed so far nothing does. ``kept``: the
+    layer's outputs that are left; None for all.
     """
-    ours, theirs = small.get_submodule(layer), full.get_submodule(layer)
+    ours, theirs = (part.segment.get_submodule(layer) for part in (pruned, base))
 
     def products(x: Tensor, x_base: Tensor) -> tuple[Tensor, Tensor]:
         """G and C of one batch: float32 products, for float64 sums over the batches."""
-        rows = _input_rows(pruned, small, layer, x)
-        base_rows = _input_rows(base, full, layer, x_base)
+        rows = _input_rows(pruned, layer, x)
+        base_rows = _input_rows(base, layer, x_base)
         return (rows.T @ rows).double(), (base_rows.T @ rows).double()
 
-    gram, cross = products(inputs[0], base_inputs[0])
-    for x, x_base in zip(inputs[1:], base_inputs[1:], strict=True):
+    gram, cross = products(pruned.inputs[0], base.inputs[0])
+    for x, x_base in zip(pruned.inputs[1:], base.inputs[1:], strict=True):
         g, c = products(x, x_base)
         gram, cross = gram + g, cross + c
     weight = theirs.weight
-    kept = cuts.get((f"{path}.{layer}", OUTPUT))
     if kept is not None:
         weight = weight[torch.tensor(kept, device=weight.device)]
     as_cut = ours.weight.flatten(1).double()
@@ -137,7 +139,7 @@ class _Seen(Exception):
     """Ends a pass at the layer whose input was wanted."""
 
 
-def _input_rows(network: nn.Module, segment: nn.Module, layer: str, x: Tensor) -> Tensor:
+def _input_rows(part: _Part, layer: str, x: Tensor) -> Tensor:
     """What ``layer`` multiplies with its weight: ``[T·B·positions, in_channels·kh·kw]``."""
     seen: list[Tensor] = []
 
@@ -146,49 +148,37 @@ def _input_rows(network: nn.Module, segment: nn.Module, layer: str, x: Tensor) -
         # what comes behind is of no interest: half of a block, on average
         raise _Seen
 
-    module = segment.get_submodule(layer)
+    module = part.segment.get_submodule(layer)
     handle = module.register_forward_pre_hook(stop)
     try:
         with suppress(_Seen):
-            _step(network, segment, x)
+            _step(part.network, part.segment, x)
     finally:
         handle.remove()
     return input_rows(module, seen[0])
 
 
-def _estimate_batch_norms(
-    small: nn.Module,
-    path: str,
-    full: nn.Module,
-    inputs: list[Tensor],
-    base_inputs: list[Tensor],
-    cuts: Cuts,
-    pruned: nn.Module,
-    base: nn.Module,
-) -> None:
+def _estimate_batch_norms(pruned: _Part, base: _Part, path: str, cuts: Cuts) -> None:
     """Move the running statistics by what the cut changed on the calibration images.
 
     The base network's statistics come from far more images. Estimated from the difference on the
     same few, what these images have of their own cancels: μ' = μ + (m_pruned − m_base), and
     σ'² = σ² · v_pruned / v_base, with m and v the statistics of the calibration batches.
     """
-    ours = _batch_statistics(small, inputs, pruned)
-    theirs = _batch_statistics(full, base_inputs, base)
+    ours, theirs = _batch_statistics(pruned), _batch_statistics(base)
     for name, (mean, var) in ours.items():
-        norm, whole = small.get_submodule(name), full.get_submodule(name)
+        norm, whole = (part.segment.get_submodule(name) for part in (pruned, base))
         kept = cuts.get((f"{path}.{name}", OUTPUT), slice(None))
         base_mean, base_var = (tensor[kept] for tensor in theirs[name])
         norm.running_mean.copy_(whole.running_mean[kept] + mean - base_mean)
         norm.running_var.copy_(whole.running_var[kept] * (var + norm.eps) / (base_var + norm.eps))
 
 
-def _batch_statistics(
-    segment: nn.Module, inputs: list[Tensor], network: nn.Module
-) -> dict[str, tuple[Tensor, Tensor]]:
+def _batch_statistics(part: _Part) -> dict[str, tuple[Tensor, Tensor]]:
     """Path of each batch norm -> mean and variance of what enters it, averaged over the batches."""
     norms = {
         name: module
-        for name, module in segment.named_modules()
+        for name, module in part.segment.named_modules()
         if isinstance(module, nn.modules.batchnorm._BatchNorm)
     }
     before = {name: copy.deepcopy(norm.state_dict()) for name, norm in norms.items()}
@@ -197,8 +187,8 @@ def _batch_statistics(
         norm.reset_running_stats()
         norm.momentum = None
         norm.train()
-    for x in inputs:
-        _step(network, segment, x)
+    for x in part.inputs:
+        _step(part.network, part.segment, x)
     found = {}
     for name, norm in norms.items():
         found[name] = norm.running_mean.clone(), norm.running_var.clone()
