@@ -12,7 +12,7 @@ from psvit.pruning.allocation import NORMALIZERS, RESOURCES
 from psvit.pruning.analysis import METHODS
 from psvit.pruning.calibration import SCOPES
 from psvit.pruning.importance import IMPORTANCES
-from psvit.pruning.recovery import RECOVERIES
+from psvit.pruning.recovery import RECOVERIES, SOLVING
 from psvit.training.recipe import KEEP
 
 
@@ -126,6 +126,10 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "pruning.sensitivity.tolerance": (_number(0.0, 100.0), "points in [0, 100]"),
     "pruning.sensitivity.confidence": (_share, "a share in (0, 1)"),
     "pruning.sensitivity.autocast": (lambda x: isinstance(x, bool), "true or false"),
+    "pruning.sensitivity.mended": (
+        lambda x: x is None or isinstance(x, bool),
+        "true, false, or null",
+    ),
     "pruning.large_share": (lambda x: _number(0.0, 1.0)(x) and x > 0.0, "a share in (0, 1]"),
     "pruning.importance": _one_of(IMPORTANCES),
     "pruning.kinds": (
@@ -250,6 +254,14 @@ def _check_sensitivity(cfg: DictConfig) -> None:
         raise UserError("pruning.sensitivity.adaptive", True, "expected false with estimated rows")
     if options.autocast and cfg.trainer.accelerator not in ("gpu", "cuda"):
         raise UserError("pruning.sensitivity.autocast", True, "expected false without trainer=gpu")
+    if options.mended and options.method == "estimated":
+        raise UserError("pruning.sensitivity.mended", True, "expected false with estimated rows")
+    if options.mended and cfg.pruning.get("recovery") not in SOLVING:
+        raise UserError(
+            "pruning.sensitivity.mended",
+            True,
+            f"expected false, or pruning.recovery={' or '.join(SOLVING)}",
+        )
 
 
 def _check_schedules(cfg: DictConfig) -> None:

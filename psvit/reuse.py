@@ -120,6 +120,7 @@ class Reuse:
         base: nn.Module,
         ranking: Ranking,
         make: Callable[[Path], None],
+        mended: bool = False,
     ) -> Path:
         """The folder with what ``make`` measures of a network's channel groups.
 
@@ -129,9 +130,10 @@ class Reuse:
             base: the network that it is compared with.
             ranking: the groups.
             make: writes the result into a folder.
+            mended: with the weights that read a group solved again.
         """
         pruning = self.cfg.pruning
-        estimated = pruning.sensitivity.method == "estimated"
+        calibrates = mended or pruning.sensitivity.method == "estimated"
         return self.shared(
             stage,
             MEASURED_BY,
@@ -142,6 +144,7 @@ class Reuse:
             scores=tensors_fingerprint(ranking.scores),
             removable={group: ranking.removable(group) for group in ranking.groups},
             ratios=list(self.cfg.pruning.ratios),
-            sensitivity={**pruning.sensitivity, "groups": None},
-            calibration_images=pruning.calibration_images if estimated else None,
+            sensitivity={**pruning.sensitivity, "groups": None, "mended": mended},
+            calibration_images=pruning.calibration_images if calibrates else None,
+            ridge=pruning.ridge if mended else None,
         )

@@ -17,6 +17,7 @@ from psvit.pruning import checkpoint
 from psvit.pruning.allocation import Budget
 from psvit.pruning.importance import STATISTICS
 from psvit.pruning.ranking import Ranking
+from psvit.pruning.recovery import SOLVING
 from psvit.pruning.sensitivity import grid_points
 
 _log = logging.getLogger(__name__)
@@ -108,6 +109,15 @@ def _not_analysed(pruning: DictConfig, network: nn.Module) -> list[str]:
     return [name for name in names if not any(fnmatch.fnmatch(name, p) for p in patterns)]
 
 
+def mends_candidates(pruning: DictConfig) -> bool:
+    """Whether the sensitivity table is of what recovery leaves: where the policy counts on it."""
+    mended = pruning.sensitivity.mended
+    if mended is not None:
+        return mended
+    counted_on = pruning.name == "budgeted" and pruning.recovery in SOLVING
+    return counted_on and pruning.sensitivity.method == "measured"
+
+
 def check_pruning(cfg: DictConfig, data: ImageData, network: nn.Module) -> None:
     """Raise a UserError for a grid or a target that this network cannot meet."""
     if cfg.pruning.name == "none":
@@ -118,6 +128,7 @@ def check_pruning(cfg: DictConfig, data: ImageData, network: nn.Module) -> None:
         pruning.importance in STATISTICS
         or pruning.get("recovery", "none") != "none"
         or pruning.sensitivity.method == "estimated"
+        or mends_candidates(pruning)
     )
     if calibrates and pruning.calibration_images > available:
         raise UserError(

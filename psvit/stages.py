@@ -32,7 +32,7 @@ from psvit.pruning.recovery import recover
 from psvit.pruning.uniform_curve import measure_uniform
 from psvit.record import Record
 from psvit.reuse import TRAINED_BY, Reuse
-from psvit.setup import rank_channels
+from psvit.setup import mends_candidates, rank_channels
 from psvit.training.callbacks import PruneBeforeFit
 from psvit.training.fit import fit
 from psvit.training.module import Classifier
@@ -185,14 +185,16 @@ class Stages:
         """
         name = f"sensitivity_{len(self.tables) + 1}.csv" if self.tables else "sensitivity.csv"
         self.tables.append(name)
+        mended = mends_candidates(self.cfg.pruning)
 
         def make(folder: Path) -> None:
             batches = self._sensitivity_batches()
             images = len(batches.dataset) / len(batches)
+            options = {**self.cfg.pruning.sensitivity, "mended": mended}
             with progress() as bar:
                 task = bar.add_task("sensitivity", total=None, images=images)
                 analyse(
-                    SensitivityOptions(**self.cfg.pruning.sensitivity),
+                    SensitivityOptions(**options),
                     self.data,
                     self.cfg.pruning.calibration_images,
                     network,
@@ -202,10 +204,11 @@ class Stages:
                     self.device,
                     lambda done, total: bar.update(task, completed=done, total=total),
                     self.base,
+                    self.cfg.pruning.ridge,
                 )
 
         with self.record.timed("sensitivity"):
-            entry = self.reuse.measured("sensitivity", network, self.base, ranking, make)
+            entry = self.reuse.measured("sensitivity", network, self.base, ranking, make, mended)
             copy_whole(entry / "sensitivity.csv", self.folder / name)
         summary = read_json(entry / "sensitivity.json")
         self.record.results.setdefault("sensitivity", {})[name] = summary

@@ -17,7 +17,7 @@ from psvit.data import ImageData
 from psvit.neurons import reset_state
 from psvit.pruning.estimate import estimate_sensitivity
 from psvit.pruning.ranking import Ranking
-from psvit.pruning.sensitivity import Stopping, measure_sensitivity
+from psvit.pruning.sensitivity import Mending, Stopping, measure_sensitivity
 from psvit.pruning.sensitivity.processes import rank_and_world
 from psvit.pruning.sensitivity.replay import Replay
 
@@ -45,6 +45,7 @@ class SensitivityOptions:
     tolerance: float = 1.0
     confidence: float = 0.95
     autocast: bool = False
+    mended: bool | None = None
 
 
 def analyse(
@@ -58,6 +59,7 @@ def analyse(
     device: torch.device,
     on_row: Callable[[int, int], None],
     reference: nn.Module | None,
+    ridge: float,
 ) -> pd.DataFrame:
     """Write the table to ``path``; see ``measure_sensitivity`` and ``estimate_sensitivity``."""
     images = len(data.val) if options.images is None else min(options.images, len(data.val))
@@ -75,7 +77,11 @@ def analyse(
             *arguments, calibration, options.measured_rows, on_row, reference, options.autocast
         )
     stopping = Stopping(options.tolerance, options.confidence) if options.adaptive else None
-    return measure_sensitivity(*arguments, on_row, reference, options.autocast, stopping)
+    mending = None
+    if options.mended:
+        calibration = data.calibration_dataloader(calibration_images)
+        mending = Mending(model, ranking, calibration, ridge, device)
+    return measure_sensitivity(*arguments, on_row, reference, options.autocast, stopping, mending)
 
 
 def batch_size(model: nn.Module, image: Tensor, device: torch.device, most: int) -> int:

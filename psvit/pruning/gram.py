@@ -39,12 +39,15 @@ class Gram:
             self.rows += len(rows)
 
 
-def gram(
-    model: nn.Module, path: str, batches: Batches, device: torch.device | str | None = None
-) -> Gram:
-    """The Gram matrix of what the convolution or linear layer ``path`` reads."""
-    found = Gram()
-    read(model, (path,), batches, device, lambda _, module, x: found.add(module, x))
+def input_grams(
+    model: nn.Module,
+    paths: Iterable[str],
+    batches: Batches,
+    device: torch.device | str | None = None,
+) -> dict[str, Gram]:
+    """The Gram matrix of what each of the convolutions and linear layers ``paths`` reads."""
+    found = {path: Gram() for path in paths}
+    read(model, list(found), batches, device, lambda path, module, x: found[path].add(module, x))
     return found
 
 

@@ -14,6 +14,8 @@ from psvit.pruning.gram import input_rows
 from psvit.pruning.surgery import INPUT, OUTPUT, Cuts, plan_cuts
 
 RECOVERIES = ("none", "bn", "least_squares", "both")
+# those that solve weights again
+SOLVING = ("least_squares", "both")
 
 
 @torch.inference_mode()
@@ -55,7 +57,7 @@ def recover(
     for path, small in pruned.segments().items():
         ours = _Part(pruned, small, inputs)
         theirs = _Part(base, segments[path], base_inputs)
-        if method in ("least_squares", "both"):
+        if method in SOLVING:
             for layer in _layers_with_lost_inputs(ours, path, cuts):
                 _solve(layer, ours, theirs, cuts.get((f"{path}.{layer}", OUTPUT)), ridge)
         if method in ("bn", "both"):
@@ -128,11 +130,16 @@ def _solve(layer: str, pruned: _Part, base: _Part, kept: list[int] | None, ridge
         weight = weight[torch.tensor(kept, device=weight.device)]
     as_cut = ours.weight.flatten(1).double()
     missing = weight.flatten(1).double() @ cross - as_cut @ gram
+    change = damped_solve(gram, missing, ridge)
+    ours.weight.copy_((as_cut + change).to(ours.weight.dtype).view_as(ours.weight))
+
+
+def damped_solve(gram: Tensor, missing: Tensor, ridge: float) -> Tensor:
+    """missing (G + λI)⁻¹, with λ = ``ridge`` times the mean diagonal of G; both float64."""
     damping = ridge * gram.diagonal().mean()
     eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     # a silent input has nothing to say: its weight would be 0/0 without the damping
-    change = torch.linalg.solve(gram + damping.clamp(min=1e-12) * eye, missing.T).T
-    ours.weight.copy_((as_cut + change).to(ours.weight.dtype).view_as(ours.weight))
+    return torch.linalg.solve(gram + damping.clamp(min=1e-12) * eye, missing.T).T
 
 
 class _Seen(Exception):

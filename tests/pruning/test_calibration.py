@@ -14,7 +14,7 @@ from psvit.models import create_model
 from psvit.neurons import LIF, IntegerLIF
 from psvit.pruning import gram as gram_module
 from psvit.pruning.calibration import activity, gradients, in_scope, readers, singular_values
-from psvit.pruning.gram import Gram, gram, grams, input_rows
+from psvit.pruning.gram import Gram, grams, input_grams, input_rows
 
 STATISTICS = (gradients, activity, singular_values, grams)
 
@@ -204,7 +204,7 @@ def test_gram_is_a_sum_over_rows(network, images, batches, path):
     for handle in handles:
         handle.remove()
     module, x = network.get_submodule(path), seen[0]
-    found = gram(network, path, batches)
+    found = input_grams(network, [path], batches)[path]
     expected = torch.zeros_like(found.matrix)
     if isinstance(module, nn.Linear):
         columns = [x[..., channel] for channel in range(x.shape[-1])]

@@ -2,6 +2,7 @@
 
 from psvit.pruning.sensitivity.adaptive import Stopping
 from psvit.pruning.sensitivity.measure import measure_sensitivity
+from psvit.pruning.sensitivity.mended import Mending
 from psvit.pruning.sensitivity.table import COLUMNS, grid_points
 
-__all__ = ["COLUMNS", "Stopping", "grid_points", "measure_sensitivity"]
+__all__ = ["COLUMNS", "Mending", "Stopping", "grid_points", "measure_sensitivity"]

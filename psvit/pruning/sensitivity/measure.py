@@ -21,6 +21,7 @@ from psvit.inference import optimize_for_inference
 from psvit.neurons import reset_state
 from psvit.pruning.ranking import Ranking
 from psvit.pruning.sensitivity.adaptive import Stopping
+from psvit.pruning.sensitivity.mended import Mending
 from psvit.pruning.sensitivity.processes import of_all, rank_and_world
 from psvit.pruning.sensitivity.replay import Replay
 from psvit.pruning.sensitivity.table import Table, read_rows
@@ -42,6 +43,7 @@ def measure_sensitivity(
     reference: nn.Module | None = None,
     autocast: bool = False,
     stopping: Stopping | None = None,
+    mending: Mending | None = None,
 ) -> pd.DataFrame:
     """Accuracy and loss with each of the ranking's groups alone pruned at each ratio.
 
@@ -58,6 +60,7 @@ def measure_sensitivity(
         reference: the network whose outputs ``kl`` is measured against; None for ``model``.
         autocast: half precision on CUDA. Rounding flips spikes: rows differ by noise.
         stopping: which rows need no further images; None for all images.
+        mending: what recovery changes in a candidate; None for candidates as they are cut.
 
     Returns:
         One row a group and ratio, with the columns ``COLUMNS``: ``top1`` and its standard error in
@@ -67,10 +70,11 @@ def measure_sensitivity(
     """
     table = Table(model, ranking, ratios)
     sums = measure_candidates(
-        model, batches, table, path, device, on_row, reference, autocast, stopping
+        model, batches, table, path, device, on_row, reference, autocast, stopping, mending=mending
     )
     if rank_and_world()[0] == 0:
-        write_json(path.with_suffix(".json"), _summary(sums, stopping))
+        mended = {"mended": True} if mending else {}
+        write_json(path.with_suffix(".json"), _summary(sums, stopping) | mended)
     return read_rows(table.csv(sums.values()))
 
 
@@ -103,6 +107,7 @@ def measure_candidates(
     autocast: bool = False,
     stopping: Stopping | None = None,
     candidates: Sequence[Candidate] | None = None,
+    mending: Mending | None = None,
 ) -> Sums:
     """The sums of ``candidates``, or of all that the table has; see ``measure_sensitivity``."""
     network = optimize_for_inference(model.to(device))
@@ -128,7 +133,14 @@ def measure_candidates(
             on_candidate = partial(_count, on_row, number * len(candidates), total)
             with torch.autocast("cuda", enabled=autocast):
                 own = _measure_batch(
-                    network, expecting, images.to(device), labels, table, going_on, on_candidate
+                    network,
+                    expecting,
+                    images.to(device),
+                    labels,
+                    table,
+                    going_on,
+                    on_candidate,
+                    mending,
                 )
         last = number + 1 == len(batches)
         if not last and (number + 1) % world:
@@ -170,12 +182,13 @@ def _measure_batch(
     table: Table,
     candidates: Sequence[Candidate],
     on_candidate: Callable[[int], None],
+    mending: Mending | None,
 ) -> Sums:
     base = network(images)
     expected = base if expecting is network else expecting(images)
     tally = BatchTally(base, labels.to(images.device), expected)
     sums = Sums({}, tally.of(base))
-    found = run_candidates(network, images, base, candidates, table.plans)
+    found = run_candidates(network, images, base, candidates, table.plans, mending)
     for done, (candidate, logits) in enumerate(found, start=1):
         sums.candidates[candidate] = tally.of(logits)
         on_candidate(done)
@@ -188,6 +201,7 @@ def run_candidates(
     base: Tensor,
     candidates: Sequence[Candidate],
     plans: dict[Candidate, Plan],
+    mending: Mending | None = None,
 ) -> Iterator[tuple[Candidate, Tensor]]:
     """Logits ``[B, classes]`` of every candidate, those of the first segments first.
 
@@ -197,6 +211,7 @@ def run_candidates(
         base: the base network's logits.
         candidates: what to run.
         plans: of each candidate.
+        mending: what recovery changes in it.
     """
     segments = list(model.segments().items())
     groups = model.channel_groups()
@@ -216,7 +231,11 @@ def run_candidates(
         replay = Replay(segment)
         left = replay.record(partial(model.step, segment, x), x)
         for candidate in here:
-            with masked(model, plans[candidate], groups):
+            plan = plans[candidate]
+            mended = mending.changes(model, candidate, plan) if mending else {}
+            with masked(model, plan, groups):
+                for path, change in mended.items():
+                    model.get_submodule(path).weight.add_(change)
                 reset_state(model)
                 with replay.changed(changes[candidate][start]):
                     y = model.step(segment, x)
