@@ -158,6 +158,10 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "measure.warmup": (_whole(0), "a whole number of at least 0"),
     "measure.mac_pj": (_number(0.0, 1e6), "picojoules of at least 0"),
     "measure.ac_pj": (_number(0.0, 1e6), "picojoules of at least 0"),
+    "ckpt_time_steps": (
+        lambda x: x is None or _whole(1)(x),
+        "a whole number of at least 1, or null",
+    ),
     "ckpt_path": (
         lambda x: x is None or (isinstance(x, str) and x != ""),
         "a folder, a file, or null",

@@ -53,6 +53,9 @@ def _network(cfg: DictConfig, data: ImageData) -> tuple[nn.Module, bool]:
         if given not in (None, found):
             raise UserError(f"model.{name}", given, f"dataset={cfg.dataset.name} has {found}")
         values[name] = found
+    if cfg.ckpt_time_steps is not None and (cfg.ckpt_path is None or Path(cfg.ckpt_path).is_file()):
+        reason = "expected null where ckpt_path is no network's folder: model.time_steps says it"
+        raise UserError("ckpt_time_steps", cfg.ckpt_time_steps, reason)
     if cfg.ckpt_path is None:
         return create_model(**values), False
     if Path(cfg.ckpt_path).is_file():
@@ -70,6 +73,10 @@ def _network(cfg: DictConfig, data: ImageData) -> tuple[nn.Module, bool]:
                 cfg.ckpt_path,
                 f"its network has {name}={network.spec[name]}, this run asks for {values[name]}",
             )
+    if cfg.ckpt_time_steps is not None:
+        # weights serve any number of them
+        network.time_steps = cfg.ckpt_time_steps
+        network.spec = {**network.spec, "time_steps": cfg.ckpt_time_steps}
     for name, value in network.spec.items():
         if name in values and values[name] != value:
             _log.warning("ckpt_path: its network has %s=%s; model.%s is ignored", name, value, name)

@@ -237,6 +237,7 @@ class Stages:
         )
         self.record.results["prediction"] = {
             "measure": measure,
+            "of": "recovered" if mends_candidates(self.cfg.pruning) else "cut",
             "predicted": decision.predicted,
             **found,
         }

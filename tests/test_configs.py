@@ -197,6 +197,7 @@ BAD = {
     "trainer.sync_batchnorm": ["1", "null"],
     "trainer.compile": ["maybe"],
     "ckpt_path": ["3", "[]"],
+    "ckpt_time_steps": ["0", "1.5", "[]"],
     "train": ["1", "no", "null"],
     "test": ["0", "null"],
     "objectives": ["accuracy", "[]", "[top1,nonsense]", "null"],
@@ -273,3 +274,17 @@ def test_a_gpu_that_is_not_there(config, monkeypatch, accelerator):
         check_config(config(f"trainer.accelerator={accelerator}"))
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     check_config(config(f"trainer.accelerator={accelerator}"))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["pruning.recovery=bn"], "least_squares or both"),
+        (["pruning.recovery=both", "pruning.sensitivity.method=estimated"], "estimated"),
+    ],
+)
+def test_rows_are_mended_where_there_is_something_to_mend_them_with(config, options, expected):
+    options = ["pruning=fine_grained", "pruning.sensitivity.mended=true", *options]
+    with pytest.raises(UserError, match=f"pruning.sensitivity.mended=True: .*{expected}"):
+        check_config(config(*options))
+    check_config(config(*options, "pruning.sensitivity.mended=false"))

@@ -1,15 +1,21 @@
 """The code in README.md and docs/ is code that works."""
 
+import importlib
 import re
 import runpy
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from main_job import main_job
 
+from psvit.cache import StageCache
 from psvit.config import check_config
+from psvit.data import create_data
 
 ROOT = Path(__file__).parents[1]
 as_hydra_has_it = runpy.run_path(str(ROOT / "run.py"))["as_hydra_has_it"]
@@ -28,7 +34,7 @@ def blocks(language):
 def commands():
     """(page, arguments) of each ``python run.py``."""
     found = []
-    for page, code in blocks("bash"):
+    for page, code in (*blocks("bash"), *blocks("sh")):
         for line in code.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
             if "run.py" in words and "-sc" not in words and "eval" not in words[:1]:
@@ -60,14 +66,66 @@ def test_a_command_composes(page, words, monkeypatch):
     check_config(cfg)
 
 
-@pytest.mark.parametrize(("page", "code"), blocks("python"))
-def test_python_runs(page, code, tmp_path, monkeypatch):
-    compiled = compile(code, page, "exec")
-    if page != "api.md":
-        # about a run's folder, a file of the reader's, or what stands in the lines before
-        return
+@pytest.fixture
+def reader(tmp_path_factory, tiny_run, tmp_path, monkeypatch):
+    """The folder of a reader who has runs, under the names that the pages give them."""
+    run = main_job(tmp_path_factory, tiny_run)
+    for name in ("outputs/runs/…", "outputs/runs/my_run", "RUN", "MULTIRUN/0", "MULTIRUN/1"):
+        shutil.copytree(run, tmp_path / name)
+    shutil.copytree(run / "pruned", tmp_path / "FOLDER")
+    StageCache(tmp_path / "outputs/cache").get("base", {}, lambda folder: None)
     monkeypatch.chdir(tmp_path)
-    exec(compiled, {"__name__": "__main__"})
+    return tmp_path
+
+
+# tests/models/test_models_own.py runs own_network.md: its file, config, command and check
+PYTHON = [page.name for page in PAGES if "```python" in page.read_text()]
+PYTHON.remove("own_network.md")
+
+
+@pytest.mark.parametrize("page", PYTHON)
+def test_python_runs(page, reader, config, tiny_run):
+    cfg = config(*tiny_run)
+    size = cfg.dataset.image_size
+    given = {
+        "__name__": "__main__",
+        "images": torch.zeros(2, len(cfg.dataset.mean), size, size),
+        "cfg": cfg,
+        "data": create_data(cfg.dataset, cfg.seed),
+        "Path": Path,
+    }
+    if page == "export.md":
+        assert _module("psvit.export", ["RUN/pruned"]) == 0
+        given["images"] = given["images"].numpy()
+    # one after the other: a block may use what those before it made
+    for code in (code for name, code in blocks("python") if name == page):
+        exec(compile(code, page, "exec"), given)
+    if "logits" in given:
+        assert given["logits"].shape == (2, given["data"].num_classes)
+
+
+def _module(name, words):
+    """The exit code of ``python -m NAME WORDS``."""
+    return importlib.import_module(
+        f"{name}.__main__" if (ROOT / name.replace(".", "/")).is_dir() else name
+    ).main(words)
+
+
+def modules():
+    """(page, module, arguments) of each ``python -m``."""
+    found = []
+    for language in ("bash", "sh"):
+        for page, code in blocks(language):
+            for line in code.splitlines():
+                words = shlex.split(line, comments=True)
+                if words[:2] == ["python", "-m"]:
+                    found.append((page, words[2], words[3:]))
+    return found
+
+
+@pytest.mark.parametrize(("page", "name", "words"), modules())
+def test_a_module_of_ours_runs(page, name, words, reader):
+    assert _module(name, words) == 0
 
 
 def test_links_lead_somewhere():

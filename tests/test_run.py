@@ -10,8 +10,11 @@ import yaml
 from image_files import images_of
 from main_job import JOB, finish, load, main_job, rows_by_name, start
 
+from psvit.data import create_data
+from psvit.models import create_model
 from psvit.pipeline import run
 from psvit.pruning import checkpoint
+from psvit.setup import build_network
 from psvit.training.module import Classifier
 
 # with `ckpt_path` a run needs no training
@@ -100,6 +103,20 @@ def test_pruning_none(config, tiny_run, folder, results, tmp_path):
         path.name for path in tmp_path.iterdir()
     }
     assert list(pd.read_csv(tmp_path / "table.csv").network) == ["base"]
+
+
+def test_a_network_runs_for_another_number_of_time_steps(config, tiny_run, folder):
+    cfg = config(*tiny_run, f"ckpt_path={folder}/base", "ckpt_time_steps=3")
+    network, trained = build_network(cfg, create_data(cfg.dataset, cfg.seed))
+    assert trained and network.spec["time_steps"] == cfg.model.time_steps == 3
+    original, description = load(folder / "base")
+    expected = create_model(**{**description["model"], "time_steps": 3})
+    expected.load_state_dict(original.state_dict())
+    size = cfg.dataset.image_size
+    images = torch.randn(2, len(cfg.dataset.mean), size, size)
+    found, wanted = (net.eval()(images) for net in (network, expected))
+    assert torch.equal(found, wanted)
+    assert not torch.equal(found, original(images))
 
 
 def test_pruning_sensitivity(config, tiny_run, folder, tmp_path):

@@ -115,6 +115,11 @@ WRONG = {
         "ckpt_path=/no/where",
         "model.safetensors",
     ),
+    "time steps of no loaded network": (
+        ["ckpt_time_steps=2"],
+        "ckpt_time_steps=2",
+        "model.time_steps",
+    ),
     "an empty folder for a network": (
         lambda folder: [CKPT.format(folder=folder)],
         CKPT,

@@ -144,8 +144,10 @@ def _compared(run: RunFiles, predicted: float, measured: float) -> str:
     record = run.results["prediction"]
     measure = MEASURES.get(record.get("measure"), "loss")
     text = f"Prediction ({measure}): {predicted:.4g} nats predicted, {measured:.4g} measured"
-    recovered = record.get("measured_after_recovery")
-    if recovered is not None and recovered != measured:
+    as_cut, recovered = record["measured"], record.get("measured_after_recovery")
+    if record.get("of") == "recovered":
+        text += f" after recovery ({as_cut:.4g} as cut)"
+    elif recovered is not None and recovered != measured:
         text += f", {recovered:.4g} after recovery"
     if _holds(predicted, measured):
         return f"{text}: it held, within {100 * TOLERANCE:g} %."
@@ -190,9 +192,11 @@ def _change(before: float, after: float) -> str:
 def _prediction(run: RunFiles) -> tuple[float, float] | None:
     """What the plan was predicted to cost and what it did, in nats; None where nothing was."""
     record = run.results.get("prediction") or {}
+    # what the policy predicted: of the network as cut, or of what recovery leaves
+    found = "measured_after_recovery" if record.get("of") == "recovered" else "measured"
     predicted, measured = (
         math.nan if (number := record.get(name)) is None else float(number)
-        for name in ("predicted", "measured")
+        for name in ("predicted", found)
     )
     if not (math.isfinite(predicted) and math.isfinite(measured)):
         return None

@@ -9,7 +9,7 @@ import yaml
 from markupsafe import Markup
 
 from psvit.files import write_text
-from psvit.report import firing, table
+from psvit.report import firing, sensitivity, table
 from psvit.report.files import RunFiles
 from psvit.report.html import from_markdown, render
 
@@ -72,6 +72,7 @@ def page(run: RunFiles) -> str:
         warnings=warnings(run),
         tiles=_tiles(run),
         sections=sections,
+        mended=sensitivity.mended(run),
         asked=asked(run),
         table=from_markdown(table.markdown(run)),
         figures={path.stem: path for path in (run.folder / "figures").glob("*.svg")},

@@ -183,6 +183,15 @@ def test_what_recovery_left_is_said_beside_it(made):
     assert "0.5 measured, 0.1 after recovery: it held" in text_of(made(frame(), record))
 
 
+def test_a_prediction_of_what_recovery_leaves_is_compared_with_that(made):
+    record = {"measure": "kl", "of": "recovered", "predicted": 0.1, "measured": 0.5}
+    folder = made(frame(), record | {"measured_after_recovery": 0.1})
+    assert "0.1 nats predicted, 0.1 measured after recovery (0.5 as cut): it held" in text_of(
+        folder
+    )
+    assert diagnostics.summary(read_run(folder))["prediction/measured"] == 0.1
+
+
 def test_a_policy_that_predicts_nothing_is_not_judged(made):
     record = {"measure": None, "predicted": float("nan"), "measured": 0.1}
     folder = made(frame(), record)
