@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from main_job import main_job
@@ -126,6 +127,27 @@ def modules():
 @pytest.mark.parametrize(("page", "name", "words"), modules())
 def test_a_module_of_ours_runs(page, name, words, reader):
     assert _module(name, words) == 0
+
+
+def page_yaml(page):
+    ((_, text),) = [found for found in blocks("yaml") if found[0] == page]
+    return yaml.safe_load(text)
+
+
+def test_a_local_config_composes(config):
+    cfg = config()
+    # neither group nor option that no config has
+    cfg.merge_with(page_yaml("configs.md"))
+    check_config(cfg)
+
+
+def test_the_description_shown_is_what_a_run_writes(reader):
+    shown = page_yaml("saved_networks.md")
+    written = yaml.safe_load((reader / "RUN/pruned/model.yaml").read_text())
+    assert set(shown) == set(written)
+    for name in ("provenance", "preprocessing", "sha256"):
+        assert set(shown[name]) <= set(written[name]), name
+    assert shown["format"] == written["format"]
 
 
 def test_links_lead_somewhere():
