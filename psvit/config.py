@@ -273,6 +273,9 @@ def _check_schedules(cfg: DictConfig) -> None:
     schedules = []
     if cfg.ckpt_path is None:
         schedules.append(("training", cfg.training, "trainer.max_epochs", cfg.trainer.max_epochs))
+    if cfg.finetune.epochs and "lr" not in cfg.finetune:
+        reason = "expected 0 with finetune=none; finetune=default has a recipe"
+        raise UserError("finetune.epochs", cfg.finetune.epochs, reason)
     if cfg.finetune.epochs and cfg.train:
         schedules.append(("finetune", cfg.finetune, "finetune.epochs", cfg.finetune.epochs))
     for group, recipe, option, epochs in schedules:

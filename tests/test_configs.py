@@ -255,6 +255,11 @@ def test_a_local_config_that_sets_nothing(config):
         check_config(config("+local.threads=4"))
 
 
+def test_no_recipe_for_the_epochs(config):
+    with pytest.raises(UserError, match="finetune.epochs=1: .*finetune=default"):
+        check_config(config("finetune=none", "finetune.epochs=1"))
+
+
 def test_a_schedule_that_is_not_used_is_not_checked(config):
     check_config(config("finetune.epochs=0", "finetune.warmup_epochs=3", "finetune.min_lr=1"))
     check_config(config("ckpt_path=folder", "trainer.max_epochs=1", "training.warmup_epochs=2"))
