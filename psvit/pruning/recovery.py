@@ -177,8 +177,11 @@ def _estimate_batch_norms(pruned: _Part, base: _Part, path: str, cuts: Cuts) -> 
         norm, whole = (part.segment.get_submodule(name) for part in (pruned, base))
         kept = cuts.get((f"{path}.{name}", OUTPUT), slice(None))
         base_mean, base_var = (tensor[kept] for tensor in theirs[name])
-        norm.running_mean.copy_(whole.running_mean[kept] + mean - base_mean)
-        norm.running_var.copy_(whole.running_var[kept] * (var + norm.eps) / (base_var + norm.eps))
+        # in this order what has not changed stays to the bit: a rounding flips spikes, and those
+        # further spikes in every segment behind
+        norm.running_mean.copy_(whole.running_mean[kept] + (mean - base_mean))
+        ratio = (var + norm.eps) / (base_var + norm.eps)
+        norm.running_var.copy_(whole.running_var[kept] * ratio)
 
 
 def _batch_statistics(part: _Part) -> dict[str, tuple[Tensor, Tensor]]:
