@@ -15,7 +15,7 @@ from psvit.pruning.sensitivity import Mending, measure_sensitivity
 from psvit.setup import mends_candidates
 
 CPU = torch.device("cpu")
-RATIOS = [0.3, 0.7]
+RATIOS = [0.7]
 RIDGE = 0.05
 
 
