@@ -261,11 +261,8 @@ def _check_sensitivity(cfg: DictConfig) -> None:
     if options.mended and options.method == "estimated":
         raise UserError("pruning.sensitivity.mended", True, "expected false with estimated rows")
     if options.mended and cfg.pruning.get("recovery") not in SOLVING:
-        raise UserError(
-            "pruning.sensitivity.mended",
-            True,
-            f"expected false, or pruning.recovery={' or '.join(SOLVING)}",
-        )
+        reason = f"expected false, or pruning.recovery={' or '.join(SOLVING)}"
+        raise UserError("pruning.sensitivity.mended", True, reason)
 
 
 def _check_schedules(cfg: DictConfig) -> None:

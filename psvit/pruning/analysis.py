@@ -45,7 +45,7 @@ class SensitivityOptions:
     tolerance: float = 1.0
     confidence: float = 0.95
     autocast: bool = False
-    mended: bool | None = None
+    mended: bool = False
 
 
 def analyse(
