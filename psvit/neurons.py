@@ -233,7 +233,7 @@ class _IntegerTraining(torch.autograd.Function):
         low, high = torch.nextafter(bounds, torch.tensor([-torch.inf, torch.inf]).to(bounds))
         passes = partial(torch.ops.aten.hardtanh_backward, min_val=low.item(), max_val=high.item())
         if len(charged) == 1:
-            return passes(grad_counts / norm, charged), None, None, None, None
+            return passes(grad_counts, charged).div_(norm), None, None, None, None
         grad_x = torch.empty_like(charged)
         grad_v: Tensor | None = None
         for t in reversed(range(charged.shape[0])):
