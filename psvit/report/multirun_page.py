@@ -6,19 +6,22 @@ from pathlib import Path
 
 import pandas as pd
 
-from psvit.files import write_text
+from psvit.files import read_json, write_text
 from psvit.report import comparison_text, style
 from psvit.report.comparison import DONE
 from psvit.report.files import SENSITIVITY_COLUMNS, read_table
 from psvit.report.html import from_markdown, render
 from psvit.report.page import PAGE
+from psvit.report.sensitivity import mended
 from psvit.report.spread import spread
 
 SPREAD = "sensitivity_spread"
+# of networks as they are cut, and of what recovery leaves of them: never in one mean
+SPREADS = {False: SPREAD, True: f"{SPREAD}_mended"}
 
 
 def write_multirun_page(table: pd.DataFrame, long: pd.DataFrame, out: Path) -> None:
-    """Write ``report.html``, and ``figures/sensitivity_spread`` (PNG and SVG) where the runs have
+    """Write ``report.html``, and ``figures/sensitivity_spread*`` (PNG and SVG) where the runs have
     sensitivities, into the folder of a comparison whose other files are written.
 
     Args:
@@ -27,9 +30,10 @@ def write_multirun_page(table: pd.DataFrame, long: pd.DataFrame, out: Path) -> N
         out: the comparison's folder.
     """
     with style.styled():
-        figure = spread(sensitivities(long["folder"].unique()))
-        if figure is not None:
-            style.save(figure, out / "figures", SPREAD)
+        for recovered, rows in sensitivities(long["folder"].unique()).items():
+            figure = spread(rows, recovered)
+            if figure is not None:
+                style.save(figure, out / "figures", SPREADS[recovered])
     write_text(out / PAGE, page(table, long, out))
 
 
@@ -45,7 +49,7 @@ def page(table: pd.DataFrame, long: pd.DataFrame, out: Path) -> str:
         comparison=from_markdown(comparison_text.markdown(table, long)),
         figures=figures,
         fronts=[name for name in figures if name.startswith("pareto")],
-        spread=SPREAD,
+        spreads=[name for name in SPREADS.values() if name in figures],
         missing=[(row.status, row.job) for row in table[table["status"] != DONE].itertuples()],
         jobs=[
             (_address(Path(folder) / PAGE, out), title)
@@ -54,19 +58,27 @@ def page(table: pd.DataFrame, long: pd.DataFrame, out: Path) -> str:
     )
 
 
-def sensitivities(folders: Iterable[str]) -> pd.DataFrame | None:
-    """The sensitivities of all runs that measured one, with a column ``run``; None without any."""
-    found = {}
+def sensitivities(folders: Iterable[str]) -> dict[bool, pd.DataFrame]:
+    """The sensitivities of all runs that measured one, with a column ``run``.
+
+    Returns:
+        False: those of networks as cut, True: those of what recovery leaves; without what no run
+        measured.
+    """
+    found: dict[bool, dict[str, pd.DataFrame]] = {}
     for folder in folders:
         table = read_table(Path(folder) / "sensitivity.csv", SENSITIVITY_COLUMNS)
         base = read_table(Path(folder) / "uniform.csv", ["ratio", "top1"])
         if table is not None and base is not None and (base["ratio"] == 0).any():
             top1 = base.loc[base["ratio"] == 0, "top1"].iloc[0]
             table = table.drop_duplicates(["group", "ratio"], keep="last")
-            found[folder] = table.assign(drop=top1 - table["top1"])
-    if not found:
-        return None
-    return pd.concat(found, names=["run"]).reset_index(level="run").reset_index(drop=True)
+            results = Path(folder) / "results.json"
+            recovered = results.is_file() and mended(read_json(results))
+            found.setdefault(recovered, {})[folder] = table.assign(drop=top1 - table["top1"])
+    return {
+        recovered: pd.concat(tables, names=["run"]).reset_index(level="run").reset_index(drop=True)
+        for recovered, tables in sorted(found.items())
+    }
 
 
 def _address(path: Path, out: Path) -> str | None:

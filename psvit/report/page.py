@@ -72,7 +72,7 @@ def page(run: RunFiles) -> str:
         warnings=warnings(run),
         tiles=_tiles(run),
         sections=sections,
-        mended=sensitivity.mended(run),
+        mended=sensitivity.mended(run.results),
         asked=asked(run),
         table=from_markdown(table.markdown(run)),
         figures={path.stem: path for path in (run.folder / "figures").glob("*.svg")},

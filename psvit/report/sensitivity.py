@@ -1,6 +1,7 @@
 """The two figures of the sensitivity analysis: curves by block, and a map of all groups."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -91,14 +92,14 @@ def drop_map(run: RunFiles) -> Figure | None:
     return figure
 
 
-def mended(run: RunFiles) -> bool:
-    """Whether the rows are of what recovery leaves, and not of the network as cut."""
-    analysis = run.results.get("sensitivity") or {}
+def mended(results: dict[str, Any]) -> bool:
+    """Whether a run's rows are of what recovery leaves, and not of the network as cut."""
+    analysis = results.get("sensitivity") or {}
     return bool(analysis.get("sensitivity.csv", {}).get("mended"))
 
 
 def _when(run: RunFiles) -> str:
-    return ", weights solved again" if mended(run) else ""
+    return ", weights solved again" if mended(run.results) else ""
 
 
 def looks_of_groups(rows: pd.DataFrame) -> dict[str, dict[str, object]]:

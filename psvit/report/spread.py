@@ -11,7 +11,7 @@ from psvit.report import style
 from psvit.report.sensitivity import looks_of_groups
 
 
-def spread(rows: pd.DataFrame | None) -> Figure | None:
+def spread(rows: pd.DataFrame, mended: bool = False) -> Figure | None:
     """The drop against the share removed: mean over the runs, and a band from lowest to highest.
 
     Runs that share a base network have the same curves; they count once.
@@ -19,12 +19,11 @@ def spread(rows: pd.DataFrame | None) -> Figure | None:
     Args:
         rows: the sensitivities of all runs, with columns ``run`` and ``drop`` (points below the
             run's base network); groups of one name are those of one network.
+        mended: whether they are of what recovery leaves.
 
     Returns:
         None where no two runs differ.
     """
-    if rows is None:
-        return None
     curves = rows.pivot_table(index=["group", "ratio"], columns="run", values="drop")
     curves = curves.T.drop_duplicates().T
     if curves.shape[1] < 2:
@@ -51,7 +50,8 @@ def spread(rows: pd.DataFrame | None) -> Figure | None:
         axis.tick_params(labelbottom=True)
     axes[0].invert_yaxis()
     figure.supxlabel("channels of the group removed (%)", fontsize=8)
-    figure.supylabel("drop in validation top-1 (points)", fontsize=8)
+    when = ", weights solved again" if mended else ""
+    figure.supylabel(f"drop in validation top-1{when} (points)", fontsize=8)
     named: dict[str, dict[str, Any]] = {}
     for group, look in looks.items():
         named.setdefault(style.split_name(group)[1], look)

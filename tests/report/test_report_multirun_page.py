@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import report_runs
-from comparison_runs import write_multirun
+from comparison_runs import change, write_multirun
 from html_reader import Reader
 
 from psvit.report import style, write_comparison
@@ -49,7 +49,7 @@ def test_both_figures_are_inside(read, sweep):
 
 
 def test_curves_are_means_over_base_networks_not_over_jobs(sweep):
-    found = sensitivities(read_runs([sweep])["folder"].unique())
+    found = sensitivities(read_runs([sweep])["folder"].unique())[False]
     with style.styled():
         figure = spread(found)
     lines = {line.get_gid(): line for axis in figure.axes for line in axis.lines if line.get_gid()}
@@ -62,5 +62,23 @@ def test_curves_are_means_over_base_networks_not_over_jobs(sweep):
 
 
 def test_runs_of_one_base_network_have_no_spread(sweep):
-    assert spread(sensitivities([sweep / "0", sweep / "3"])) is None
-    assert spread(sensitivities([sweep / "2"])) is None
+    assert spread(sensitivities([sweep / "0", sweep / "3"])[False]) is None
+    assert sensitivities([sweep / "2"]) == {}
+
+
+def test_what_recovery_leaves_is_not_averaged_with_networks_as_cut(tmp_path):
+    folder = write_multirun(tmp_path)
+    for job, seed in ((0, 0), (1, 1), (3, 2), (4, 3)):
+        report_runs.sensitivity(GROUPS, seed).to_csv(folder / f"{job}/sensitivity.csv", index=False)
+        report_runs.uniform().to_csv(folder / f"{job}/uniform.csv", index=False)
+    analyses = {"sensitivity.csv": {"mended": True}}
+    for job in "34":
+        change(folder / job, lambda results: results.update(sensitivity=analyses))
+    write_comparison([folder], folder)
+    assert {path.stem for path in (folder / "figures").glob(f"{SPREAD}*.png")} == {
+        SPREAD,
+        f"{SPREAD}_mended",
+    }
+    found = sensitivities([str(folder / job) for job in "0134"])
+    assert {key: len(rows["run"].unique()) for key, rows in found.items()} == {False: 2, True: 2}
+    assert len(Reader((folder / PAGE).read_text()).values("img", "src")) == 3
