@@ -30,7 +30,9 @@ def write_multirun_page(table: pd.DataFrame, long: pd.DataFrame, out: Path) -> N
         out: the comparison's folder.
     """
     with style.styled():
-        for recovered, rows in sensitivities(long["folder"].unique()).items():
+        # the files of a job that failed may be damaged
+        done = long.loc[long["status"] == DONE, "folder"].unique()
+        for recovered, rows in sensitivities(done).items():
             figure = spread(rows, recovered)
             if figure is not None:
                 style.save(figure, out / "figures", SPREADS[recovered])
@@ -59,7 +61,7 @@ def page(table: pd.DataFrame, long: pd.DataFrame, out: Path) -> str:
 
 
 def sensitivities(folders: Iterable[str]) -> dict[bool, pd.DataFrame]:
-    """The sensitivities of all runs that measured one, with a column ``run``.
+    """The sensitivities of all finished runs that measured one, with a column ``run``.
 
     Returns:
         False: those of networks as cut, True: those of what recovery leaves; without what no run
@@ -72,8 +74,7 @@ def sensitivities(folders: Iterable[str]) -> dict[bool, pd.DataFrame]:
         if table is not None and base is not None and (base["ratio"] == 0).any():
             top1 = base.loc[base["ratio"] == 0, "top1"].iloc[0]
             table = table.drop_duplicates(["group", "ratio"], keep="last")
-            results = Path(folder) / "results.json"
-            recovered = results.is_file() and mended(read_json(results))
+            recovered = mended(read_json(Path(folder) / "results.json"))
             found.setdefault(recovered, {})[folder] = table.assign(drop=top1 - table["top1"])
     return {
         recovered: pd.concat(tables, names=["run"]).reset_index(level="run").reset_index(drop=True)

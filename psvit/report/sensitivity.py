@@ -52,7 +52,7 @@ def curves(run: RunFiles) -> Figure | None:
     axes[0].set_xlim(0, 1.03 * float((100 * rows["removed"] / rows["size"]).max()))
     _drop_axis(axes[0], base[0] - rows["top1"], error)
     figure.supxlabel("channels of the group removed (%)", fontsize=8)
-    figure.supylabel(f"drop in validation top-1{_when(run)} (points)", fontsize=8)
+    figure.supylabel(what(mended(run.results)), fontsize=8)
     handles = [Line2D([], [], label=_legend_name(key), **look) for key, look in looks.items()]
     label = f"base network: {base[0]:.1f} %, ± 1 s.e."
     handles.append(Line2D([], [], color=style.GREY, ls="--", label=label))
@@ -84,9 +84,7 @@ def drop_map(run: RunFiles) -> Figure | None:
         axis.set_xlabel("channels removed (%)")
         style.list_groups(axis, lines, kinds, -0.5, longest)
     bar = figure.colorbar(image, ax=axes, extend="min", shrink=min(1.0, 2.6 / height), aspect=16)
-    bar.set_label(
-        f"drop in validation top-1{_when(run)} (points);\nblue: better than the base network"
-    )
+    bar.set_label(f"{what(mended(run.results))};\nblue: better than the base network")
     bar.outline.set_visible(False)
     style.kind_legend(figure, kinds.values())
     return figure
@@ -98,8 +96,9 @@ def mended(results: dict[str, Any]) -> bool:
     return bool(analysis.get("sensitivity.csv", {}).get("mended"))
 
 
-def _when(run: RunFiles) -> str:
-    return ", weights solved again" if mended(run.results) else ""
+def what(recovered: bool) -> str:
+    """What an axis of sensitivities shows."""
+    return f"drop in validation top-1{', weights solved again' if recovered else ''} (points)"
 
 
 def looks_of_groups(rows: pd.DataFrame) -> dict[str, dict[str, object]]:

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from psvit.report import style
-from psvit.report.sensitivity import looks_of_groups
+from psvit.report.sensitivity import looks_of_groups, what
 
 
 def spread(rows: pd.DataFrame, mended: bool = False) -> Figure | None:
@@ -50,8 +50,7 @@ def spread(rows: pd.DataFrame, mended: bool = False) -> Figure | None:
         axis.tick_params(labelbottom=True)
     axes[0].invert_yaxis()
     figure.supxlabel("channels of the group removed (%)", fontsize=8)
-    when = ", weights solved again" if mended else ""
-    figure.supylabel(f"drop in validation top-1{when} (points)", fontsize=8)
+    figure.supylabel(what(mended), fontsize=8)
     named: dict[str, dict[str, Any]] = {}
     for group, look in looks.items():
         named.setdefault(style.split_name(group)[1], look)

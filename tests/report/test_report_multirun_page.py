@@ -74,6 +74,10 @@ def test_what_recovery_leaves_is_not_averaged_with_networks_as_cut(tmp_path):
     analyses = {"sensitivity.csv": {"mended": True}}
     for job in "34":
         change(folder / job, lambda results: results.update(sensitivity=analyses))
+    # a job that failed, with a file cut short
+    for name in ("sensitivity.csv", "uniform.csv"):
+        (folder / "2" / name).write_text((folder / "0" / name).read_text())
+    (folder / "2/results.json").write_text('{"rows": [')
     write_comparison([folder], folder)
     assert {path.stem for path in (folder / "figures").glob(f"{SPREAD}*.png")} == {
         SPREAD,
