@@ -112,30 +112,36 @@ def in_two(cfg, folder):
     torch.save(found, Path(os.environ["FOUND"]) / f"{number}.pt")
 
 
+def process(number, cfg, folder, environment):
+    """One of the two processes."""
+    torch.set_num_threads(1)
+    os.environ.update(environment, RANK=str(number), LOCAL_RANK=str(number), NODE_RANK="0")
+    processes.run_over_processes(in_two, cfg, folder / "run", {})
+
+
 @pytest.fixture(scope="module")
 def two(config, tmp_path_factory):
     """What each of two processes found, and the folder of the run."""
     folder = tmp_path_factory.mktemp("two")
-    cfg = config("trainer=ddp_cpu", *SMALL, f"paths.cache_dir={folder}/cache")
-    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_network_port())}
-    os.environ.update(environment, WORLD_SIZE="2", FOUND=str(folder))
-
-    def process(number):
-        os.environ.update(RANK=str(number), LOCAL_RANK=str(number), NODE_RANK="0")
-        processes.run_over_processes(in_two, cfg, folder / "run", {})
-
-    # forked: a new interpreter would import everything anew
-    started = [
-        torch.multiprocessing.get_context("fork").Process(target=process, args=(n,))
-        for n in range(2)
-    ]
     (folder / "run").mkdir()
+    cfg = config("trainer=ddp_cpu", *SMALL, f"paths.cache_dir={folder}/cache")
+    environment = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(find_free_network_port()),
+        "WORLD_SIZE": "2",
+        "FOUND": str(folder),
+    }
+    # Not forked from this process: a backward pass may fail in the child of one that has threads of
+    # its own, as other tests leave them. The server imports once for both.
+    context = torch.multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["psvit.pipeline"])
+    started = [
+        context.Process(target=process, args=(n, cfg, folder, environment)) for n in range(2)
+    ]
     for each in started:
         each.start()
     for each in started:
         each.join(300)
-    for name in (*environment, "WORLD_SIZE", "FOUND"):
-        del os.environ[name]
     assert [each.exitcode for each in started] == [0, 0]
     return [torch.load(folder / f"{n}.pt", weights_only=True) for n in range(2)], folder
 
