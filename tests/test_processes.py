@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -116,7 +117,11 @@ def process(number, cfg, folder, environment):
     """One of the two processes."""
     torch.set_num_threads(1)
     os.environ.update(environment, RANK=str(number), LOCAL_RANK=str(number), NODE_RANK="0")
-    processes.run_over_processes(in_two, cfg, folder / "run", {})
+    try:
+        processes.run_over_processes(in_two, cfg, folder / "run", {})
+    except BaseException:
+        (folder / f"{number}.txt").write_text(traceback.format_exc())
+        raise
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +147,7 @@ def two(config, tmp_path_factory):
         each.start()
     for each in started:
         each.join(300)
+    assert [path.read_text()[-500:] for path in sorted(folder.glob("*.txt"))] == []
     assert [each.exitcode for each in started] == [0, 0]
     return [torch.load(folder / f"{n}.pt", weights_only=True) for n in range(2)], folder
 
