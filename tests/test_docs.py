@@ -1,5 +1,6 @@
 """The code in README.md and docs/ is code that works."""
 
+import functools
 import importlib
 import re
 import runpy
@@ -67,16 +68,16 @@ def test_a_command_composes(page, words, monkeypatch):
     check_config(cfg)
 
 
-@pytest.fixture
-def reader(tmp_path_factory, tiny_run, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory, tiny_run):
     """The folder of a reader who has runs, under the names that the pages give them."""
-    run = main_job(tmp_path_factory, tiny_run)
+    run, tmp_path = main_job(tmp_path_factory, tiny_run), tmp_path_factory.mktemp("reader")
     for name in ("outputs/runs/…", "outputs/runs/my_run", "RUN", "MULTIRUN/0", "MULTIRUN/1"):
         shutil.copytree(run, tmp_path / name)
     shutil.copytree(run / "pruned", tmp_path / "FOLDER")
-    StageCache(tmp_path / "outputs/cache").get("base", {}, lambda folder: None)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        yield tmp_path
 
 
 # tests/models/test_models_own.py runs own_network.md: its file, config, command and check
@@ -96,7 +97,7 @@ def test_python_runs(page, reader, config, tiny_run):
         "Path": Path,
     }
     if page == "export.md":
-        assert _module("psvit.export", ["RUN/pruned"]) == 0
+        assert _module("psvit.export", ("RUN/base", "RUN/pruned")) == 0
         given["images"] = given["images"].numpy()
     # one after the other: a block may use what those before it made
     for code in (code for name, code in blocks("python") if name == page):
@@ -105,11 +106,13 @@ def test_python_runs(page, reader, config, tiny_run):
         assert given["logits"].shape == (2, given["data"].num_classes)
 
 
+# an export takes seconds, and one page has it twice
+@functools.cache
 def _module(name, words):
     """The exit code of ``python -m NAME WORDS``."""
     return importlib.import_module(
         f"{name}.__main__" if (ROOT / name.replace(".", "/")).is_dir() else name
-    ).main(words)
+    ).main(list(words))
 
 
 def modules():
@@ -120,12 +123,14 @@ def modules():
             for line in code.splitlines():
                 words = shlex.split(line, comments=True)
                 if words[:2] == ["python", "-m"]:
-                    found.append((page, words[2], words[3:]))
+                    found.append((page, words[2], tuple(words[3:])))
     return found
 
 
 @pytest.mark.parametrize(("page", "name", "words"), modules())
 def test_a_module_of_ours_runs(page, name, words, reader):
+    # what the command before may have cleared
+    StageCache(reader / "outputs/cache").get("base", {}, lambda folder: None)
     assert _module(name, words) == 0
 
 

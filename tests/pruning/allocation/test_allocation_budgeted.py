@@ -1,6 +1,7 @@
 """The knapsack against brute force; plans composed against pruning twice; the rounds."""
 
 import itertools
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -94,7 +95,7 @@ def price(name):
     return 1e-6 if "mlp" in name else 1.0
 
 
-def solve(network, budget, kl_per_unit=price, divergences=(0.0,), max_steps=1):
+def solve(network, budget, kl_per_unit=price, divergences=(0.0,), max_steps=1, ranking=Ranking):
     """``budgeted`` on made tables and made divergences; also what was mended."""
     given, mended = iter(divergences), []
 
@@ -105,7 +106,7 @@ def solve(network, budget, kl_per_unit=price, divergences=(0.0,), max_steps=1):
     decision = budgeted(
         network,
         budget,
-        Ranking,
+        ranking,
         lambda current, ranking: made_table(current, ranking, kl_per_unit),
         mend,
         lambda _: next(given),
@@ -169,17 +170,19 @@ def test_a_later_step_counts_only_what_it_adds(network):
 
 def test_several_budgets_bind_together(network, images):
     meters = {"macs": make_meter(network, "macs", images[:1])}
-    alone = solve(network, Budget(network, {"memory": 0.2}))[0].plan
+    # every plan that is tried is cut out for its operations: few groups
+    solve_few = partial(solve, ranking=partial(Ranking, protect=["*.attn.*", "*.sep_conv.*"]))
+    alone = solve_few(network, Budget(network, {"memory": 0.2}))[0].plan
     macs = 1 - count_macs(prune(network, alone)) / count_macs(network)
     both = Budget(network, {"memory": 0.2, "macs": macs + 0.05}, meters)
     assert not both.met(alone)
-    found = solve(network, both)[0].plan
+    found = solve_few(network, both)[0].plan
     assert both.met(found)
     assert count_macs(prune(network, found)) <= (1 - macs - 0.05) * count_macs(network)
     # and operations alone, with no more cut than that takes
-    only = Budget(network, {"macs": 0.2}, meters)
-    saved = only.savings(solve(network, only, lambda name: 1.0 + len(name) % 3)[0].plan)
-    assert 0.2 <= saved["macs"] < 0.22
+    only = Budget(network, {"macs": 0.1}, meters)
+    saved = only.savings(solve_few(network, only, lambda name: 1.0 + len(name) % 3)[0].plan)
+    assert 0.1 <= saved["macs"] < 0.12
 
 
 def test_unreachable_target_names_the_option(network):
