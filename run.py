@@ -22,7 +22,15 @@ from omegaconf.errors import OmegaConfBaseException
 
 from psvit.errors import UserError
 from psvit.files import write_text
-from psvit.resume import DISK, Stopped, not_written, resumed_arguments, stoppable, stored_config
+from psvit.resume import (
+    DISK,
+    FolderTaken,
+    Stopped,
+    not_written,
+    resumed_arguments,
+    stoppable,
+    stored_config,
+)
 from psvit.suggest import check_choices, check_files, did_you_mean
 
 SHOW_TRACEBACK = "HYDRA_FULL_ERROR"
@@ -50,7 +58,6 @@ def main(cfg: DictConfig) -> float | list[float] | None:
         cfg.group = cfg.group or "/".join(Path(job.sweep.dir).parts[-2:])
     resumed = cfg.resume is not None
     try:
-        (folder / REASON).unlink(missing_ok=True)
         if resumed:
             cfg = stored_config(cfg, folder)
         # before processes are started for it
@@ -58,6 +65,7 @@ def main(cfg: DictConfig) -> float | list[float] | None:
         with stoppable(folder):
             work = partial(run, resumed=resumed)
             results = run_over_processes(work, cfg, folder, job.job_logging)
+        (folder / REASON).unlink(missing_ok=True)
     except (UserError, HydraException, OmegaConfBaseException) as error:
         # Hydra would print the job's overrides and a traceback before an error reached our caller
         if traceback_wanted:
@@ -86,6 +94,12 @@ def objectives(cfg: DictConfig, row: dict[str, float]) -> float | list[float]:
 def give_up(folder: Path, error: Exception) -> None:
     """Tell and note why a job of a multirun failed."""
     tell(error, f"job {folder.name}: ")
+    if isinstance(error, FolderTaken):
+        # the folder is another run's, and so would the note be
+        from psvit.report.multirun import Comparison
+
+        Comparison.failed.append(f"{folder.name}: {one_line(error)}")
+        return
     # where the disk is the reason, this fails too
     with suppress(OSError):
         write_text(folder / REASON, f"{one_line(error)}\n")

@@ -5,11 +5,11 @@ from functools import partial
 from pathlib import Path
 
 import pandas as pd
-from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from psvit.cache import tensors_fingerprint
 from psvit.channels import Plan
+from psvit.config.targets import targets
 from psvit.files import copy_whole
 from psvit.pruning import allocation
 from psvit.pruning.allocation import Budget, Decision, largest_cut
@@ -125,6 +125,7 @@ def _budgeted(stages: Stages, network: nn.Module) -> Solve:
         partial(stages.recover, network=network),
         lambda cut: stages.divergence(cut).kl,
         stages.cfg.pruning.max_steps,
+        0.0 if network is stages.base else stages.divergence(network).kl,
     )
 
 
@@ -142,21 +143,6 @@ _POLICIES: dict[str, Callable[[Stages, nn.Module], Solve]] = {
     "budgeted": _budgeted,
     "global": _global,
 }
-
-
-def targets(pruning: DictConfig) -> dict[str, float | None]:
-    """Resource -> share to save, None where only the accuracy limits it; {} for a fixed ratio."""
-    memory, others = pruning.target_memory_saving, pruning.target_saving
-    if memory is None and others is None and pruning.max_accuracy_drop is None:
-        return {}
-    budget = pruning.budget if OmegaConf.is_list(pruning.budget) else [pruning.budget]
-    if OmegaConf.is_dict(others):
-        shares = {name: others.get(name, memory) for name in budget}
-    else:
-        shares = {name: memory if others is None else others for name in budget}
-    if "memory" in shares:
-        shares["memory"] = memory
-    return shares
 
 
 def make_budget(stages: Stages, network: nn.Module, ranking: Ranking) -> Budget:

@@ -24,7 +24,7 @@ from psvit.report.dashboard import log_run
 from psvit.report.files import read_run
 from psvit.report.loggers import close_loggers, logger_ids, open_loggers, wandb_run
 from psvit.report.table import print_table
-from psvit.resume import CONFIG, claimed, read_state, write_state
+from psvit.resume import CONFIG, claimed, is_run_of, read_state, write_state
 from psvit.setup import build_network, check_pruning, set_deterministic
 from psvit.stages import Stages
 
@@ -37,7 +37,8 @@ def run(cfg: DictConfig, folder: Path, resumed: bool = False) -> dict[str, Any]:
     Args:
         cfg: the composed config.
         folder: the run's folder.
-        resumed: whether the folder is that of a run that was stopped, and goes on.
+        resumed: whether the folder is that of a run that was stopped, and goes on. So does one
+            that holds the same config.
 
     Returns:
         What ``results.json`` holds.
@@ -48,15 +49,19 @@ def run(cfg: DictConfig, folder: Path, resumed: bool = False) -> dict[str, Any]:
     """
     with claimed(folder):
         if resumed and read_state(folder)["finished"]:
-            _log.info("%s is finished: there is nothing left to do", folder)
-            return read_json(folder / "results.json")
+            return _finished(folder)
         return _claimed_run(cfg, folder, resumed)
+
+
+def _finished(folder: Path) -> dict[str, Any]:
+    _log.info("%s is finished: there is nothing left to do", folder)
+    return read_json(folder / "results.json")
 
 
 def _claimed_run(cfg: DictConfig, folder: Path, resumed: bool) -> dict[str, Any]:
     quiet_libraries()
     check_config(cfg)
-    if not cfg.train:
+    if not cfg.train or "lr" not in cfg.finetune:
         cfg.finetune.epochs = 0
     if cfg.print_config:
         print_config(cfg)
@@ -67,9 +72,13 @@ def _claimed_run(cfg: DictConfig, folder: Path, resumed: bool) -> dict[str, Any]
     data = create_data(cfg.dataset, cfg.seed)
     network, trained = build_network(cfg, data)
     check_pruning(cfg, data, network)
+    config = OmegaConf.to_yaml(cfg, resolve=True)
+    resumed = resumed or is_run_of(folder, config)
+    if resumed and read_state(folder)["finished"]:
+        return _finished(folder)
     if not resumed:
         write_state(folder, finished=False, loggers={})
-        write_text(folder / CONFIG, OmegaConf.to_yaml(cfg, resolve=True))
+        write_text(folder / CONFIG, config)
         write_json(folder / "environment.json", environment())
 
     loggers = open_loggers(cfg.logger, read_state(folder)["loggers"])

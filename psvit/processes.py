@@ -133,7 +133,7 @@ def run_over_processes(work: Work, cfg: DictConfig, folder: Path, job_logging: A
         UserError: what the first process to fail raised, or a trainer that cannot be.
     """
     here, started = _place()
-    wanted = _devices(cfg) * cfg.trainer.get("num_nodes", 1)
+    wanted = devices_of(cfg) * cfg.trainer.get("num_nodes", 1)
     if started == wanted == 1 or not str(cfg.trainer.get("strategy")).startswith("ddp"):
         return work(cfg, folder)
     if cfg.dataset.batch_size % wanted:
@@ -182,7 +182,7 @@ def _place() -> tuple[dict[str, str], int]:
     return {}, 1
 
 
-def _devices(cfg: DictConfig) -> int:
+def devices_of(cfg: DictConfig) -> int:
     """Processes on this machine: one for each device."""
     devices = cfg.trainer.get("devices", 1)
     if devices in ("auto", -1):

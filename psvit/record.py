@@ -138,6 +138,7 @@ class Record:
         target = self.cfg.pruning.target_memory_saving
         reached = memory_saving(pruned_parameters(network, plan), parameters(network))
         if len(self._decisions) == self.cfg.pruning.rounds and target and reached < target:
+            # every policy refuses a target that it cannot reach otherwise
             _log.warning(
                 "the plan saves %.2f %%, less than pruning.target_memory_saving: "
                 "pruning.max_accuracy_drop allowed no more",

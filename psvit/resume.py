@@ -40,6 +40,10 @@ DISK = (
 )
 
 
+class FolderTaken(UserError):
+    """A run's folder that serves another run: nothing of this one may be written there."""
+
+
 class Stopped(BaseException):
     """The process was asked to end; no error, so that nothing takes it for one."""
 
@@ -157,7 +161,7 @@ def claimed(folder: Path) -> Iterator[None]:
     """Keeps other processes out of a run's folder.
 
     Raises:
-        UserError: another process works there.
+        FolderTaken: another process works there.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
@@ -165,7 +169,7 @@ def claimed(folder: Path) -> Iterator[None]:
         lock.acquire(blocking=False)
         yield
     except Timeout as error:
-        raise UserError(
+        raise FolderTaken(
             "paths.output_dir", folder, "another process works on this run: expected another folder"
         ) from error
     except OSError as error:
@@ -174,6 +178,27 @@ def claimed(folder: Path) -> Iterator[None]:
         raise not_written(error, folder) from error
     finally:
         lock.release()
+
+
+def is_run_of(folder: Path, config: str) -> bool:
+    """Whether the run in ``folder``, stopped or finished, is the one of ``config``, as YAML.
+
+    So a command that is said again, a multirun for instance, does what is not done yet.
+
+    Raises:
+        FolderTaken: it is the finished run of another config.
+    """
+    stored = folder / CONFIG
+    if not stored.is_file():
+        return False
+    same = stored.read_text() == config
+    if not same and read_state(folder)["finished"]:
+        raise FolderTaken(
+            "paths.output_dir",
+            folder,
+            "holds a finished run of other options: expected another folder, or this one removed",
+        )
+    return same
 
 
 def not_written(error: OSError, folder: Path | None = None) -> UserError:

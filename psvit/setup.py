@@ -53,6 +53,10 @@ def _network(cfg: DictConfig, data: ImageData) -> tuple[nn.Module, bool]:
         if given not in (None, found):
             raise UserError(f"model.{name}", given, f"dataset={cfg.dataset.name} has {found}")
         values[name] = found
+    size = cfg.dataset.image_size
+    if values.get("image_size", size) != size:
+        reason = f"dataset={cfg.dataset.name} has images of {size} pixels: dataset.image_size"
+        raise UserError("model.image_size", values["image_size"], reason)
     if cfg.ckpt_time_steps is not None and (cfg.ckpt_path is None or Path(cfg.ckpt_path).is_file()):
         reason = "expected null where ckpt_path is no network's folder: model.time_steps says it"
         raise UserError("ckpt_time_steps", cfg.ckpt_time_steps, reason)
@@ -85,8 +89,20 @@ def _network(cfg: DictConfig, data: ImageData) -> tuple[nn.Module, bool]:
     return network, True
 
 
-def rank_channels(cfg: DictConfig, data: ImageData, network: nn.Module) -> Ranking:
-    """The groups that the config lets be pruned, each one's channels in order of importance."""
+def rank_channels(
+    cfg: DictConfig, data: ImageData, network: nn.Module, base: nn.Module | None = None
+) -> Ranking:
+    """The groups that the config lets be pruned, each one's channels in order of importance.
+
+    Args:
+        cfg: the composed config.
+        data: for the importances that need images.
+        network: whose channels.
+        base: what ``network`` was cut from, where it was: limits are shares of its groups.
+    """
+    whole = None
+    if base is not None and base is not network:
+        whole = {name: group.size for name, group in base.channel_groups().items()}
     pruning = cfg.pruning
     needs_images = pruning.importance in STATISTICS
     return Ranking(
@@ -99,6 +115,7 @@ def rank_channels(cfg: DictConfig, data: ImageData, network: nn.Module) -> Ranki
         round_to=pruning.round_to,
         min_keep=pruning.min_keep,
         seed=cfg.seed,
+        whole=whole,
     )
 
 

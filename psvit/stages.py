@@ -102,7 +102,7 @@ class Stages:
 
     def rank(self, network: nn.Module) -> Ranking:
         """The channels of each group that may be pruned, in order of their importance."""
-        return rank_channels(self.cfg, self.data, network)
+        return rank_channels(self.cfg, self.data, network, self.base)
 
     def validation_top1(self, network: nn.Module, plan: Plan, mended: bool = True) -> float:
         """Top-1 in percent on the validation split, cut by ``plan``; after the recovery, if any."""

@@ -11,8 +11,8 @@ from hydra.utils import get_class, instantiate
 from lightning import Trainer
 from omegaconf import OmegaConf
 
-from psvit import config as checks
 from psvit.config import check_config
+from psvit.config.values import CHECKS
 from psvit.errors import UserError
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -267,9 +267,39 @@ def test_a_schedule_that_is_not_used_is_not_checked(config):
 
 def test_every_check_is_of_an_option_that_some_config_has(config):
     options = [config(o) for o in OPTIONS if o.startswith(("pruning=", "trainer="))]
-    for name in checks._CHECKS:
+    for name in CHECKS:
         found = [OmegaConf.select(cfg, name, default="absent") for cfg in options]
         assert any(value != "absent" for value in found), name
+
+
+@pytest.mark.parametrize("debug", sorted(path.stem for path in (CONF / "debug").glob("*.yaml")))
+@pytest.mark.parametrize(
+    "option",
+    [*(f"experiment={name}" for name in EXPERIMENTS), "finetune=imagenet", "finetune=none"],
+)
+def test_debugging_serves_every_experiment(config, monkeypatch, debug, option):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    check_config(config(f"debug={debug}", option, "dataset.root=folder"))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["pruning.target_memory_saving=null"], "target_memory_saving=None: .*save of memory"),
+        (
+            ["pruning.target_memory_saving=null", "pruning.budget=[memory,macs]"]
+            + ["pruning.target_saving=0.3"],
+            "target_memory_saving=None: .*save of memory",
+        ),
+        (["pruning=uniform", "pruning.rounds=2"], "rounds=2: expected 1 with a fixed"),
+        (["trainer=ddp_cpu", "trainer.strategy=auto"], "devices=2: .*ddp"),
+    ],
+)
+def test_what_nothing_would_follow(config, options, expected):
+    with pytest.raises(UserError, match=expected):
+        check_config(config(*options))
+    # as much as the accuracy allows
+    check_config(config("pruning.target_memory_saving=null", "pruning.max_accuracy_drop=1"))
 
 
 @pytest.mark.parametrize("accelerator", ["gpu", "cuda"])

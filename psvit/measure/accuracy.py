@@ -96,7 +96,6 @@ def standard_error(hits: int, images: int) -> float:
     return 100.0 * math.sqrt(share * (1.0 - share) / images)
 
 
-@torch.inference_mode()
 def evaluate(
     model: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
@@ -108,11 +107,16 @@ def evaluate(
     With a ``reference`` network also the divergence from its outputs. The answers are kept.
     Several processes share each batch, and all have the whole tally.
     """
-    network = optimize_for_inference(model.eval().to(device))
-    expecting = None if reference is None else optimize_for_inference(reference.eval().to(device))
+    # before: weights that moved in inference mode could not be trained afterwards
+    for each in (model, reference):
+        if each is not None:
+            each.eval().to(device)
     tally = Tally(answers=[])
-    for images, labels in batches:
-        images = images.to(device)
-        expected = None if expecting is None else by_shares(expecting, images)
-        tally.add(by_shares(network, images), labels.to(device), expected)
+    with torch.inference_mode():
+        network = optimize_for_inference(model)
+        expecting = None if reference is None else optimize_for_inference(reference)
+        for images, labels in batches:
+            images = images.to(device)
+            expected = None if expecting is None else by_shares(expecting, images)
+            tally.add(by_shares(network, images), labels.to(device), expected)
     return tally

@@ -106,7 +106,6 @@ def watch_firing(network: nn.Module) -> Iterator[Firing]:
         yield firing
 
 
-@torch.inference_mode()
 def measure_firing(network: nn.Module, batches: Batches, device: torch.device) -> pd.DataFrame:
     """Firing of every neuron layer, in evaluation mode, over batches of (images, labels).
 
@@ -116,8 +115,9 @@ def measure_firing(network: nn.Module, batches: Batches, device: torch.device) -
     Raises:
         ValueError: there is no batch.
     """
+    # before: weights that moved in inference mode could not be trained afterwards
     network.eval().to(device)
-    with watch_firing(network) as firing:
+    with torch.inference_mode(), watch_firing(network) as firing:
         for images, _ in batches:
             network(images.to(device))
     reset_state(network)

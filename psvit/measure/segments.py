@@ -1,7 +1,7 @@
 """Measures of a network that are sums over its segments: operations and time.
 
-Of two networks cut from one base network, the segments that have the same shapes have the same
-operations and take the same time. So every different segment is measured once, and a cut in one
+Of two networks cut from one base network, the segments that have the same shapes and heads have
+the same operations and take the same time. So every different segment is measured once, and a cut in one
 block is measured in that block alone: the noise of the others does not enter.
 """
 
@@ -29,7 +29,7 @@ class SegmentSum:
 
     def __init__(self, measure: Callable[[Callable[[], Tensor]], float], images: Tensor):
         self.measure, self.images = measure, images
-        # path and shapes of a segment -> its measure, the shape of what leaves it
+        # path, heads and shapes of a segment -> its measure, the shape of what leaves it
         self._known: dict[tuple, tuple[float, torch.Size]] = {}
 
     @torch.inference_mode()
@@ -38,7 +38,9 @@ class SegmentSum:
         network.eval()
         x, total = network.encode(self.images), 0.0
         for path, segment in network.segments().items():
-            shapes = (path, *(tuple(tensor.shape) for tensor in segment.parameters()))
+            # of as many channels, in more heads or in fewer, attention is another product
+            heads = tuple(getattr(module, "num_heads", 0) for module in segment.modules())
+            shapes = (path, heads, *(tuple(tensor.shape) for tensor in segment.parameters()))
             if shapes not in self._known:
                 self._known[shapes] = self._measure(network, segment, x)
             value, left = self._known[shapes]

@@ -18,7 +18,7 @@ from psvit.neurons import reset_state
 from psvit.pruning.estimate import estimate_sensitivity
 from psvit.pruning.ranking import Ranking
 from psvit.pruning.sensitivity import Mending, Stopping, measure_sensitivity
-from psvit.pruning.sensitivity.processes import rank_and_world
+from psvit.pruning.sensitivity.processes import of_all, rank_and_world
 from psvit.pruning.sensitivity.replay import Replay
 
 _log = logging.getLogger(__name__)
@@ -90,7 +90,8 @@ def batch_size(model: nn.Module, image: Tensor, device: torch.device, most: int)
     fits = max(1, int(FREE_SHARE * free / (WORKING * bytes_an_image(model.to(device), image))))
     if fits < most:
         _log.info("sensitivity: batches of %d images, for %.1f GB free memory", fits, free / 1e9)
-    return min(most, fits)
+    # of several processes all take the same batches
+    return min(of_all(min(most, fits)))
 
 
 def _free_memory() -> int:

@@ -16,7 +16,11 @@ from psvit.pruning.importance import IMPORTANCES, STATISTICS, random
 
 
 def removable(
-    group: ChannelGroup, round_to: int = 1, min_keep: float = 0, channels: int = 1
+    group: ChannelGroup,
+    round_to: int = 1,
+    min_keep: float = 0,
+    channels: int = 1,
+    whole: int | None = None,
 ) -> list[int]:
     """The numbers of units that may be removed, ascending: 0, then multiples of ``group.heads``.
 
@@ -26,17 +30,15 @@ def removable(
             so; a group too narrow for that is cut evenly over its heads only.
         min_keep: the least that stays: units, or below 1 a share of the group's units.
         channels: channels of one unit.
+        whole: units that the group had before it was first cut, which shares and width are of;
+            None where it is whole.
     """
+    whole = group.size if whole is None else whole
     # 0.07 of 100 is 7 units, also in floating point
-    floor = math.ceil((min_keep * group.size if min_keep < 1 else min_keep) - 1e-9)
+    floor = math.ceil((min_keep * whole if min_keep < 1 else min_keep) - 1e-9)
     cuts: Sequence[int] = range(group.heads, group.size - max(floor, group.heads) + 1, group.heads)
-    round_cuts = [
-        cut
-        for cut in range(group.heads, group.size, group.heads)
-        if (group.size - cut) * channels % round_to == 0
-    ]
-    if round_cuts:
-        cuts = [cut for cut in round_cuts if cut in cuts]
+    if any(kept * channels % round_to == 0 for kept in range(group.heads, whole, group.heads)):
+        cuts = [cut for cut in cuts if (group.size - cut) * channels % round_to == 0]
     return [0, *cuts]
 
 
@@ -75,6 +77,7 @@ class Ranking:
     """The groups that may be pruned, each one's units in order of importance, how many may go.
 
     ``groups``: name -> group. ``scores``: name -> ``[size]`` float64, higher is kept.
+    ``already_cut``: whether ``whole`` was given.
 
     Args:
         model: the base network.
@@ -87,6 +90,8 @@ class Ranking:
         round_to: see ``removable``.
         min_keep: see ``removable``.
         seed: of the importance ``random``.
+        whole: where ``model`` is already cut, name -> units that each group had before; see
+            ``removable``. A group may then have none left to lose.
 
     Raises:
         UserError: an unknown importance or scope, one that needs calibration images and has none,
@@ -105,6 +110,7 @@ class Ranking:
         round_to: int = 1,
         min_keep: float = 0,
         seed: int = 0,
+        whole: Mapping[str, int] | None = None,
     ):
         if importance not in IMPORTANCES:
             raise UserError(
@@ -125,8 +131,11 @@ class Ranking:
         self.scores = {
             name: score(model, group, scope, *statistics) for name, group in self.groups.items()
         }
+        self.already_cut = whole is not None
         self._removable = {
-            name: removable(group, round_to, min_keep, _channels(model, group))
+            name: removable(
+                group, round_to, min_keep, _channels(model, group), (whole or {}).get(name)
+            )
             for name, group in self.groups.items()
         }
 

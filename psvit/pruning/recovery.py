@@ -18,7 +18,6 @@ RECOVERIES = ("none", "bn", "least_squares", "both")
 SOLVING = ("least_squares", "both")
 
 
-@torch.inference_mode()
 def recover(
     pruned: nn.Module,
     base: nn.Module,
@@ -49,20 +48,22 @@ def recover(
     if method == "none" or not plan:
         return pruned
     cuts = plan_cuts(base, plan)
+    # before: weights that moved in inference mode could not be trained afterwards
     base.eval().to(device)
     pruned.eval().to(device)
-    base_inputs = [base.encode(batch.to(device)) for batch in images]
-    inputs = list(base_inputs)
-    segments = base.segments()
-    for path, small in pruned.segments().items():
-        ours = _Part(pruned, small, inputs)
-        theirs = _Part(base, segments[path], base_inputs)
-        if method in SOLVING:
-            for layer in _layers_with_lost_inputs(ours, path, cuts):
-                _solve(layer, ours, theirs, cuts.get((f"{path}.{layer}", OUTPUT)), ridge)
-        if method in ("bn", "both"):
-            _estimate_batch_norms(ours, theirs, path, cuts)
-        inputs, base_inputs = ours.outputs(), theirs.outputs()
+    with torch.inference_mode():
+        base_inputs = [base.encode(batch.to(device)) for batch in images]
+        inputs = list(base_inputs)
+        segments = base.segments()
+        for path, small in pruned.segments().items():
+            ours = _Part(pruned, small, inputs)
+            theirs = _Part(base, segments[path], base_inputs)
+            if method in SOLVING:
+                for layer in _layers_with_lost_inputs(ours, path, cuts):
+                    _solve(layer, ours, theirs, cuts.get((f"{path}.{layer}", OUTPUT)), ridge)
+            if method in ("bn", "both"):
+                _estimate_batch_norms(ours, theirs, path, cuts)
+            inputs, base_inputs = ours.outputs(), theirs.outputs()
     return pruned
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from psvit.files import write_csv
 from psvit.measure.accuracy import evaluate
 from psvit.measure.footprint import memory_mb, memory_saving, parameters
+from psvit.processes import from_first
 from psvit.pruning import allocation
 from psvit.pruning.ranking import Ranking
 from psvit.pruning.surgery import prune
@@ -37,7 +38,8 @@ def measure_uniform(
         path: the CSV. Rows that a run which was killed left there are not measured again.
         device: where to run.
     """
-    rows = _whole_rows(path) if path.exists() else []
+    # one process's word: only the first one's folder has what was left
+    rows = from_first(_whole_rows(path) if path.exists() else [])
     for ratio in [0.0, *ratios][len(rows) :]:
         pruned = prune(network, allocation.uniform(ranking, ratio))
         tally = evaluate(pruned, batches, device)

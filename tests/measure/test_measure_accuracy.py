@@ -1,5 +1,6 @@
 """Accuracy and loss against sums by hand."""
 
+import copy
 import math
 
 import pytest
@@ -43,6 +44,12 @@ def test_divergence_by_hand():
     assert Tally().add(LOGITS, LABELS, expected).kl == pytest.approx(total / 4, rel=1e-12)
     # a network does not diverge from itself
     assert Tally().add(LOGITS, LABELS, LOGITS).kl == 0.0
+
+
+def test_weights_that_it_moved_can_be_trained(network):
+    moved = copy.deepcopy(network)
+    assert evaluate(moved, [], torch.device("meta"), copy.deepcopy(network)).images == 0
+    assert all(tensor.is_meta and not tensor.is_inference() for tensor in moved.parameters())
 
 
 def test_top5_by_hand():

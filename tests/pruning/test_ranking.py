@@ -153,6 +153,24 @@ def test_removable_against_all_counts(size, heads, channels, round_to, min_keep)
     assert removable(group, round_to, min_keep, channels) == sorted(expected)
 
 
+@pytest.mark.parametrize(
+    ("limits", "counts"),
+    [
+        ({"round_to": 8}, [0]),  # a multiple already; 16 channels had others
+        ({"min_keep": 0.5}, [0]),
+        ({"min_keep": 0.25}, [0, 1, 2, 3, 4]),
+        ({"min_keep": 6}, [0, 1, 2]),
+        ({"round_to": 32}, [0, 1, 2, 3, 4, 5, 6, 7]),  # too narrow from the start
+    ],
+)
+def test_limits_are_of_the_group_before_it_was_cut(limits, counts):
+    assert removable(group_of(8), **limits, whole=16) == counts
+    if limits != {"min_keep": 6}:
+        # in one step or in two, the same numbers may be left
+        once = {16 - cut for cut in removable(group_of(16), **limits)}
+        assert {8 - cut for cut in counts} == {left for left in once if left <= 8}
+
+
 def test_a_share_is_not_raised_by_floating_point():
     # 0.07 * 100 is a little above 7
     assert removable(group_of(100), min_keep=0.07)[-1] == 93

@@ -1,4 +1,4 @@
-"""The uniform curve goes on from the rows that are whole."""
+"""The uniform curve goes on from the rows that are whole; a ratio for a budget."""
 
 import torch
 

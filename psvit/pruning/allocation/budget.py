@@ -1,6 +1,6 @@
 """What a cut has to save: of memory, and of operations or time where asked."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -91,23 +91,30 @@ class Budget:
         budget._spent = self._spent
         return budget
 
-    def check_reachable(self, ranking: Ranking, max_ratio: float) -> None:
-        """Raise a UserError if cutting every group by ``max_ratio`` saves too little."""
-        most = self.savings(largest_cut(ranking, max_ratio))
+    def check_reachable(
+        self, ranking: Ranking, max_ratio: float, names: Sequence[str] | None = None
+    ) -> None:
+        """Raise a UserError if cutting the groups ``names`` (all where None) by ``max_ratio`` saves
+        too little."""
+        most = self.savings(largest_cut(ranking, max_ratio, names))
+        few = names is not None and len(names) < len(ranking.groups)
+        groups = f"the {len(names or ())} large groups" if few else "every group"
+        more = "a larger pruning.large_share" if few else "fewer groups protected"
         for resource, target in self.targets.items():
             if target > most[resource]:
                 raise UserError(
                     option(resource),
                     target,
-                    f"cannot be reached: cutting every group by the largest ratio, {max_ratio:g}, "
-                    f"saves {most[resource]:.4f} of {resource}; "
-                    f"lower the target, raise pruning.ratios, or protect fewer groups",
+                    f"cannot be reached: cutting {groups} by the largest ratio, {max_ratio:g}, "
+                    f"saves {most[resource]:.4f} of {resource}; expected a lower target, larger "
+                    f"pruning.ratios, or {more}",
                 )
 
 
-def largest_cut(ranking: Ranking, max_ratio: float) -> Plan:
-    """Every group cut by ``max_ratio``."""
-    return ranking.plan({name: ranking.units(name, max_ratio) for name in ranking.groups})
+def largest_cut(ranking: Ranking, max_ratio: float, names: Sequence[str] | None = None) -> Plan:
+    """Each of the groups ``names`` (all where None) cut by ``max_ratio``."""
+    chosen = ranking.groups if names is None else names
+    return ranking.plan({name: ranking.units(name, max_ratio) for name in chosen})
 
 
 def option(resource: str) -> str:

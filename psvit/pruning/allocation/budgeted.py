@@ -28,6 +28,7 @@ def budgeted(
     mend: Callable[[nn.Module, Plan], nn.Module],
     divergence: Callable[[nn.Module], float],
     max_steps: int,
+    before: float = 0.0,
 ) -> Decision:
     """The plan with the least divergence from the base network that meets the budget.
 
@@ -38,13 +39,14 @@ def budgeted(
     step brings the result no closer to the base network.
 
     Args:
-        model: the base network.
+        model: the network to cut: the base network, or in a later round what became of it.
         budget: what is to be saved.
         rank: network -> which of its channels go first.
         measure: network, ranking -> sensitivity rows, with ``kl`` against the base network.
         mend: pruned network, its plan against the base -> the network after recovery.
         divergence: network -> its ``kl`` against the base network.
         max_steps: the most steps to try.
+        before: ``model``'s own divergence from the base network.
 
     Returns:
         The decision; its log has a row a step: ``steps``, ``step``, ``predicted_kl`` of the step,
@@ -59,27 +61,33 @@ def budgeted(
     best: tuple[float, Plan, dict[str, float]] = math.inf, Plan(), {}
     for steps in range(1, max_steps + 1):
         plan, network, costs = Plan(), model, dict.fromkeys(first.groups, 0.0)
-        for step in range(1, steps + 1):
-            if step == 1:
-                ranking, rows, before = first, table, 0.0
-            else:
-                ranking = rank(network)
-                rows, before = measure(network, ranking), log[-1]["kl"]
-            curves = cost_curves(rows, "kl", before)
-            cut, predicted = _solve(budget, model, plan, ranking, curves, step / steps)
-            for name, cost in predicted.items():
-                costs[name] += cost
-            plan = compose(model, plan, cut)
-            network = mend(prune(model, plan), plan)
-            log.append(
-                {
-                    "steps": steps,
-                    "step": step,
-                    "predicted_kl": sum(predicted.values()),
-                    "kl": divergence(network),
-                    "memory_saving": parameters_saving(model, plan),
-                }
-            )
+        try:
+            for step in range(1, steps + 1):
+                if step == 1:
+                    ranking, rows, own = first, table, before
+                else:
+                    ranking = rank(network)
+                    rows, own = measure(network, ranking), log[-1]["kl"]
+                curves = cost_curves(rows, "kl", own)
+                cut, predicted = _solve(budget, model, plan, ranking, curves, step / steps)
+                for name, cost in predicted.items():
+                    costs[name] += cost
+                plan = compose(model, plan, cut)
+                network = mend(prune(model, plan), plan)
+                log.append(
+                    {
+                        "steps": steps,
+                        "step": step,
+                        "predicted_kl": sum(predicted.values()),
+                        "kl": divergence(network),
+                        "memory_saving": parameters_saving(model, plan),
+                    }
+                )
+        except UserError:
+            # more steps have led to a network that cannot go on: fewer have not
+            if steps == 1:
+                raise
+            break
         if steps > 1 and log[-1]["kl"] >= best[0]:
             break
         best = log[-1]["kl"], plan, costs

@@ -25,8 +25,7 @@ def uniform_at(
     Raises:
         UserError: no ratio saves as much.
     """
-    if names is None:
-        budget.check_reachable(ranking, 1.0)
+    budget.check_reachable(ranking, 1.0, names)
     low, high = 0.0, 1.0
     for _ in range(20):
         middle = (low + high) / 2

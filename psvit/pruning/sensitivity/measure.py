@@ -129,7 +129,9 @@ def measure_candidates(
         if before <= sums.base.images:
             continue
         if number % world == rank:
-            going_on = _going_on(sums, stopping, number)
+            # what is decided behind the batches before it is known only to the round's first one;
+            # the others measure rows that may turn out not to be needed
+            going_on = _going_on(sums, None if number % world else stopping, number)
             on_candidate = partial(_count, on_row, number * len(candidates), total)
             with torch.autocast("cuda", enabled=autocast):
                 own = _measure_batch(

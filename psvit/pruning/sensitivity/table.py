@@ -33,11 +33,14 @@ COLUMNS = [
 def grid_points(ranking: Ranking, ratios: Sequence[float]) -> list[tuple[str, float]]:
     """(group, ratio) for every ratio that prunes something; ratio 0 is the base network.
 
+    A group that cuts before have left with nothing to lose gives no points.
+
     Raises:
-        UserError: a group is too narrow to lose a channel. It is refused, not called robust.
+        UserError: a group that no cut has touched is too narrow to lose a channel. It is refused,
+            not called robust.
     """
     for group in ranking.groups.values():
-        if any(ratios) and not ranking.units(group.name, max(ratios)):
+        if any(ratios) and not ranking.already_cut and not ranking.units(group.name, max(ratios)):
             raise UserError(
                 "pruning.protect",
                 group.name,
@@ -46,7 +49,10 @@ def grid_points(ranking: Ranking, ratios: Sequence[float]) -> list[tuple[str, fl
                 f"pruning.round_to or pruning.min_keep",
             )
     return [
-        (name, ratio) for name in ranking.groups for ratio in dict.fromkeys(ratios) if ratio > 0.0
+        (name, ratio)
+        for name in ranking.groups
+        for ratio in dict.fromkeys(ratios)
+        if ranking.units(name, ratio)
     ]
 
 

@@ -16,6 +16,7 @@ from psvit.pruning import prune, pruned_parameters
 from psvit.pruning.allocation import Budget, budgeted, make_meter
 from psvit.pruning.allocation.knapsack import choose_levels
 from psvit.pruning.ranking import Ranking, units_removed
+from psvit.pruning.sensitivity import grid_points
 from psvit.pruning.surgery import ParameterCounter, compose
 
 
@@ -201,3 +202,63 @@ def test_where_all_costs_are_equal_it_cuts_least():
     saved = {f"g{i}": np.array([0, 3, 10, 50]) for i in range(4)}
     chosen = choose_levels(free, {"memory": saved}, {"memory": 13})
     assert sum(saved[name][level] for name, level in chosen.items()) == 13
+
+
+def test_in_a_later_round_a_group_costs_what_it_adds(network):
+    def table(current, ranking):
+        # what earlier rounds did is in every row
+        return made_table(current, ranking, price).assign(kl=lambda rows: rows.kl + 0.2)
+
+    budget = Budget(network, {"memory": 0.2})
+    expected = solve(network, budget)[0].plan
+    found = budgeted(
+        network, budget, Ranking, table, lambda pruned, _: pruned, lambda _: 0.0, 1, before=0.2
+    )
+    assert found.plan == expected
+
+
+def test_a_way_that_ends_early_leaves_the_plan_of_the_one_before(network):
+    def measure(current, ranking):
+        if current is not network:
+            raise UserError("pruning.protect", "all", "nothing is left to cut")
+        return made_table(current, ranking, price)
+
+    budget = Budget(network, {"memory": 0.2})
+    found = budgeted(network, budget, Ranking, measure, lambda cut, _: cut, lambda _: 0.5, 2)
+    assert found.plan == solve(network, budget)[0].plan and budget.met(found.plan)
+
+
+def test_a_group_with_nothing_left_to_lose_is_no_reason_to_stop(network):
+    whole = {name: group.size for name, group in network.channel_groups().items()}
+    half = Ranking(network, min_keep=0.5)
+    once = prune(network, half.plan({name: half.units(name, 1.0) for name in list(whole)[:3]}))
+    later = Ranking(once, min_keep=0.5, whole=whole)
+    stuck = {name for name in whole if later.removable(name) == [0]}
+    assert stuck >= set(list(whole)[:3])
+    assert {name for name, _ in grid_points(later, [0.3, 0.6])} == set(whole) - stuck
+    with pytest.raises(UserError, match="can lose none"):
+        grid_points(Ranking(once, min_keep=1000), [0.3])
+
+
+def test_where_nothing_costs_anything_little_is_cut():
+    rng = np.random.default_rng(0)
+    saved = {f"g{i}": np.r_[0, rng.integers(5, 900, 7).cumsum()] for i in range(20)}
+    goal = 0.1234 * sum(levels[-1] for levels in saved.values())
+    cost = {name: np.zeros(8) for name in saved}
+    chosen = choose_levels(cost, {"memory": saved}, {"memory": goal})
+    assert goal <= sum(saved[name][level] for name, level in chosen.items()) <= 1.02 * goal
+
+
+def test_heads_and_their_channels_are_other_operations(network, images):
+    """Half of the heads and half of each head's channels leave the same shapes."""
+    groups = network.channel_groups()
+    block = "stage3.block1.attn."
+    heads = {f"{block}head": tuple(range(groups[f"{block}head"].size // 2))}
+    width = {
+        f"{block}{kind}": tuple(range(0, groups[f"{block}{kind}"].size, 2))
+        for kind in ("query_key", "value")
+    }
+    meter = make_meter(network, "macs", images[:1])
+    for kept in (heads, width):
+        plan = Plan(kept)
+        assert meter(plan) == count_macs(prune(network, plan))

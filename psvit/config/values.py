@@ -1,9 +1,8 @@
-"""Checks a composed config before anything long starts."""
+"""What each option may be, by itself."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from psvit.channels import KINDS
@@ -62,7 +61,7 @@ PRECISIONS = ("32-true", "32", "64-true", "64", "16-mixed", "bf16-mixed", "16-tr
 OBJECTIVES = ("top1", "loss", "parameters", "memory_mb", "memory_saving")
 
 # option -> (is it right?, what would be right); an option that is not composed is not checked
-_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     # far more than there are cores end the process
     "threads": (
         lambda x: x is None or _whole(1, 1024)(x),
@@ -201,98 +200,15 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def check_config(cfg: DictConfig) -> None:
+def check_values(cfg: DictConfig) -> None:
     """Raise a UserError for the first value that cannot be right."""
-    for option, (right, expected) in _CHECKS.items():
+    for option, (right, expected) in CHECKS.items():
         value = OmegaConf.select(cfg, option, default=_ABSENT)
         if value is _ABSENT:
             continue
         plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
         if not right(plain):
             raise UserError(option, plain, f"expected {expected}")
-    if "local" in cfg:
-        raise UserError(
-            "conf/local/default.yaml",
-            OmegaConf.to_container(cfg.local),
-            "has no effect: expected `# @package _global_` as its first line",
-        )
-    if not cfg.train and cfg.ckpt_path is None:
-        raise UserError("train", False, "expected a ckpt_path, the network that needs no training")
-    groups = OmegaConf.select(cfg, "pruning.sensitivity.groups")
-    if groups is not None and cfg.pruning.name != "sensitivity":
-        raise UserError(
-            "pruning.sensitivity.groups",
-            list(groups),
-            "expected null: a plan needs all groups; name some with pruning=sensitivity",
-        )
-    _check_sensitivity(cfg)
-    _check_schedules(cfg)
-    limits = ("target_memory_saving", "target_saving", "max_accuracy_drop")
-    if cfg.pruning.name not in ("none", "uniform", "sensitivity") and all(
-        cfg.pruning.get(limit) is None for limit in limits
-    ):
-        raise UserError(
-            "pruning.target_memory_saving",
-            None,
-            "expected a share in (0, 1), or a pruning.max_accuracy_drop",
-        )
-    if cfg.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise UserError(
-            "trainer.accelerator", cfg.trainer.accelerator, "no GPU here; use trainer=cpu"
-        )
-    devices = cfg.trainer.devices
-    if cfg.trainer.accelerator == "cpu" and (devices == -1 or OmegaConf.is_list(devices)):
-        raise UserError(
-            "trainer.devices",
-            devices,
-            "expected a number of processes with trainer.accelerator=cpu",
-        )
-
-
-def _check_sensitivity(cfg: DictConfig) -> None:
-    """Options of the analysis that would have no effect."""
-    options = cfg.pruning.get("sensitivity")
-    if options is None:
-        return
-    if options.adaptive and options.method == "estimated":
-        raise UserError("pruning.sensitivity.adaptive", True, "expected false with estimated rows")
-    if options.autocast and cfg.trainer.accelerator not in ("gpu", "cuda"):
-        raise UserError("pruning.sensitivity.autocast", True, "expected false without trainer=gpu")
-    if options.mended and options.method == "estimated":
-        raise UserError("pruning.sensitivity.mended", True, "expected false with estimated rows")
-    if options.mended and cfg.pruning.get("recovery") not in SOLVING:
-        reason = f"expected false, or pruning.recovery={' or '.join(SOLVING)}"
-        raise UserError("pruning.sensitivity.mended", True, reason)
-
-
-def _check_schedules(cfg: DictConfig) -> None:
-    """Values of a recipe that are right alone, and wrong together."""
-    schedules = []
-    if cfg.ckpt_path is None:
-        schedules.append(("training", cfg.training, "trainer.max_epochs", cfg.trainer.max_epochs))
-    if cfg.finetune.epochs and "lr" not in cfg.finetune:
-        reason = "expected 0 with finetune=none; finetune=default has a recipe"
-        raise UserError("finetune.epochs", cfg.finetune.epochs, reason)
-    if cfg.finetune.epochs and cfg.train:
-        schedules.append(("finetune", cfg.finetune, "finetune.epochs", cfg.finetune.epochs))
-    for group, recipe, option, epochs in schedules:
-        if recipe.warmup_epochs >= epochs:
-            raise UserError(
-                f"{group}.warmup_epochs",
-                recipe.warmup_epochs,
-                f"expected less than {option}={epochs}",
-            )
-        if recipe.min_lr > recipe.lr:
-            raise UserError(
-                f"{group}.min_lr", recipe.min_lr, f"expected at most {group}.lr={recipe.lr}"
-            )
-        every = cfg.trainer.check_val_every_n_epoch
-        if recipe.keep == "best" and every > epochs:
-            raise UserError(
-                "trainer.check_val_every_n_epoch",
-                every,
-                f"expected at most {option}={epochs}, as {group}.keep=best validates epochs",
-            )
 
 
 _ABSENT = object()

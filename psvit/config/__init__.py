@@ -1,0 +1,12 @@
+"""Checks a composed config before anything long starts."""
+
+from omegaconf import DictConfig
+
+from psvit.config.together import check_together
+from psvit.config.values import check_values
+
+
+def check_config(cfg: DictConfig) -> None:
+    """Raise a UserError for the first value that cannot be right, by itself or beside others."""
+    check_values(cfg)
+    check_together(cfg)

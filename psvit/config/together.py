@@ -1,0 +1,101 @@
+"""What options may be beside one another."""
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from psvit.config.targets import check_targets
+from psvit.errors import UserError
+from psvit.processes import devices_of
+from psvit.pruning.recovery import SOLVING
+
+
+def check_together(cfg: DictConfig) -> None:
+    """Raise a UserError for the first value that is wrong beside the others."""
+    if "local" in cfg:
+        raise UserError(
+            "conf/local/default.yaml",
+            OmegaConf.to_container(cfg.local),
+            "has no effect: expected `# @package _global_` as its first line",
+        )
+    if not cfg.train and cfg.ckpt_path is None:
+        raise UserError("train", False, "expected a ckpt_path, the network that needs no training")
+    groups = OmegaConf.select(cfg, "pruning.sensitivity.groups")
+    if groups is not None and cfg.pruning.name != "sensitivity":
+        raise UserError(
+            "pruning.sensitivity.groups",
+            list(groups),
+            "expected null: a plan needs all groups; name some with pruning=sensitivity",
+        )
+    _check_sensitivity(cfg)
+    _check_schedules(cfg)
+    check_targets(cfg.pruning)
+    _check_trainer(cfg)
+
+
+def _check_trainer(cfg: DictConfig) -> None:
+    """Devices that are not there, or that nothing would start."""
+    if cfg.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise UserError(
+            "trainer.accelerator", cfg.trainer.accelerator, "no GPU here; use trainer=cpu"
+        )
+    devices = cfg.trainer.devices
+    if cfg.trainer.accelerator == "cpu" and (devices == -1 or OmegaConf.is_list(devices)):
+        raise UserError(
+            "trainer.devices",
+            devices,
+            "expected a number of processes with trainer.accelerator=cpu",
+        )
+    if devices_of(cfg) > 1 and not str(cfg.trainer.get("strategy")).startswith("ddp"):
+        raise UserError(
+            "trainer.devices", devices, "expected 1; trainer=ddp or ddp_cpu has a process for each"
+        )
+
+
+def _check_sensitivity(cfg: DictConfig) -> None:
+    """Options of the analysis that would have no effect."""
+    options = cfg.pruning.get("sensitivity")
+    if options is None or cfg.pruning.name == "none":
+        return
+    if options.adaptive and options.method == "estimated":
+        raise UserError("pruning.sensitivity.adaptive", True, "expected false with estimated rows")
+    if options.autocast and cfg.trainer.accelerator not in ("gpu", "cuda"):
+        raise UserError("pruning.sensitivity.autocast", True, "expected false without trainer=gpu")
+    if options.mended and options.method == "estimated":
+        raise UserError("pruning.sensitivity.mended", True, "expected false with estimated rows")
+    if options.mended and cfg.pruning.get("recovery") not in SOLVING:
+        reason = f"expected false, or pruning.recovery={' or '.join(SOLVING)}"
+        raise UserError("pruning.sensitivity.mended", True, reason)
+
+
+def _check_schedules(cfg: DictConfig) -> None:
+    """Values of a recipe that are right alone, and wrong together."""
+    schedules = []
+    if cfg.ckpt_path is None:
+        schedules.append(("training", cfg.training, "trainer.max_epochs", cfg.trainer.max_epochs))
+    has_recipe = "lr" in cfg.finetune
+    # debug=limit sets the epochs of whatever recipe there is
+    if cfg.finetune.epochs and not has_recipe and "debug" not in cfg.tags:
+        reason = "expected 0 with finetune=none; finetune=default has a recipe"
+        raise UserError("finetune.epochs", cfg.finetune.epochs, reason)
+    # a base network that is trained here and not pruned is not fine-tuned
+    used = cfg.train and not (cfg.pruning.name == "none" and cfg.ckpt_path is None)
+    if cfg.finetune.epochs and has_recipe and used:
+        schedules.append(("finetune", cfg.finetune, "finetune.epochs", cfg.finetune.epochs))
+    for group, recipe, option, epochs in schedules:
+        if recipe.warmup_epochs >= epochs:
+            raise UserError(
+                f"{group}.warmup_epochs",
+                recipe.warmup_epochs,
+                f"expected less than {option}={epochs}",
+            )
+        if recipe.min_lr > recipe.lr:
+            raise UserError(
+                f"{group}.min_lr", recipe.min_lr, f"expected at most {group}.lr={recipe.lr}"
+            )
+        every = cfg.trainer.check_val_every_n_epoch
+        if recipe.keep == "best" and every > epochs:
+            raise UserError(
+                "trainer.check_val_every_n_epoch",
+                every,
+                f"expected at most {option}={epochs}, as {group}.keep=best validates epochs",
+            )
