@@ -14,13 +14,23 @@ import pandas as pd
 import pytest
 import yaml
 from main_job import JOB, RUN, finish, main_job, start
+from omegaconf import OmegaConf
 
 from psvit.channels import Plan
 from psvit.errors import UserError
 from psvit.pipeline import run
 from psvit.pruning.allocation import Decision
 from psvit.report.loggers import close_loggers, logger_ids, open_loggers
-from psvit.resume import Stopped, claimed, resumed_arguments, stoppable, stored_config
+from psvit.report.multirun import Comparison
+from psvit.resume import (
+    FolderTaken,
+    Stopped,
+    claimed,
+    is_run_of,
+    resumed_arguments,
+    stoppable,
+    stored_config,
+)
 
 SAME = ("plan.yaml", "plan.csv", "sensitivity.csv", "diagnostics.csv")
 
@@ -86,6 +96,33 @@ def test_a_finished_run_is_left_as_it_is(whole, tmp_path):
     assert found == json.loads((whole / "results.json").read_text())
     before.pop(folder / ".lock", None)
     assert all(path.stat().st_mtime_ns == changed for path, changed in before.items())
+
+
+def test_a_run_that_is_asked_for_again_is_done(whole, monkeypatch):
+    monkeypatch.setattr("lightning.Trainer.fit", lambda *_: pytest.fail("training began"))
+    cfg = OmegaConf.load(whole / "config.yaml")
+    assert run(cfg, whole) == json.loads((whole / "results.json").read_text())
+    cfg.seed = 4
+    with pytest.raises(FolderTaken, match="holds a finished run of other options"):
+        run(cfg, whole)
+
+
+def test_a_run_that_was_stopped_goes_on_with_the_same_config_only(whole, tmp_path):
+    text = (whole / "config.yaml").read_text()
+    assert not is_run_of(tmp_path, text)
+    shutil.copy(whole / "config.yaml", tmp_path)
+    assert is_run_of(tmp_path, text)
+    # begun anew
+    assert not is_run_of(tmp_path, text.replace("seed: 3", "seed: 4"))
+
+
+def test_a_job_leaves_no_note_in_the_folder_of_another_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(Comparison, "failed", [])
+    give_up = runpy.run_path(str(RUN))["give_up"]
+    give_up(tmp_path, FolderTaken("paths.output_dir", tmp_path, "another process works on it"))
+    assert not list(tmp_path.iterdir()) and len(Comparison.failed) == 1
+    give_up(tmp_path, UserError("seed", -1, "expected another"))
+    assert (tmp_path / "failure.txt").read_text() == "seed=-1: expected another\n"
 
 
 def test_wandb_goes_on_with_its_run(config, tmp_path):

@@ -141,6 +141,11 @@ WRONG = {
         "can lose none",
     ),
     "other classes than the data's": (["model.num_classes=7"], "model.num_classes=7", "has 10"),
+    "another size than the images'": (
+        ["model.image_size=64"],
+        "model.image_size=64",
+        "images of 32 pixels",
+    ),
     "no time": (["model.time_steps=0"], "model.time_steps=0", "at least 1"),
     "a target out of reach": (
         ["pruning.target_memory_saving=0.95"],

@@ -11,7 +11,7 @@ from psvit.pruning.allocation import NORMALIZERS, RESOURCES
 from psvit.pruning.analysis import METHODS
 from psvit.pruning.calibration import SCOPES
 from psvit.pruning.importance import IMPORTANCES
-from psvit.pruning.recovery import RECOVERIES, SOLVING
+from psvit.pruning.recovery import RECOVERIES
 from psvit.training.recipe import KEEP
 
 

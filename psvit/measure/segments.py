@@ -1,8 +1,8 @@
 """Measures of a network that are sums over its segments: operations and time.
 
 Of two networks cut from one base network, the segments that have the same shapes and heads have
-the same operations and take the same time. So every different segment is measured once, and a cut in one
-block is measured in that block alone: the noise of the others does not enter.
+the same operations and take the same time. So every different segment is measured once, and a cut
+in one block is measured in that block alone: the noise of the others does not enter.
 """
 
 import statistics

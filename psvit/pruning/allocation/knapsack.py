@@ -16,8 +16,8 @@ def choose_levels(
 ) -> dict[str, int]:
     """One level for each group, with the least total cost that saves every goal.
 
-    Solved by HiGHS, through scipy. Level 0 is the group as it is. Of choices that cost the same, the
-    one that cuts least; where no level costs anything, to a hundredth.
+    Solved by HiGHS, through scipy. Level 0 is the group as it is. Of choices that cost the same,
+    the one that cuts least; where no level costs anything, to a hundredth.
 
     Args:
         cost: for each group the predicted cost of its levels.
