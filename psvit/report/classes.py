@@ -12,7 +12,7 @@ BASE, LOST, GAINED = style.GREY, style.COLOURS["query_key"], style.COLOURS["hidd
 
 
 def classes(run: RunFiles) -> Figure | None:
-    """Test accuracy of every class in the base network and in the last one of the table.
+    """Accuracy of every class in the base network and in the last one of the table.
 
     The error bar is one standard error of the change: only images on which the two differ count.
     """
@@ -50,7 +50,7 @@ def classes(run: RunFiles) -> Figure | None:
     axis.set_yticks(range(len(rows)), labels)
     axis.set_ylim(len(rows) - 0.4, -0.6)
     axis.set_xlabel("top-1 of the class (%), ± 1 standard error of the change")
-    axis.set_ylabel("class (test images)")
+    axis.set_ylabel(f"class ({run.split} images)")
     shown = f"; the {MOST} of {total} classes that changed most" if total > MOST else ""
     axis.set_title(f"base → {name}{shown}", loc="left", weight="bold")
     dot = {"ls": "", "marker": "o"}

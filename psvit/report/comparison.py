@@ -72,9 +72,10 @@ def read_runs(folders: Iterable[str | Path]) -> pd.DataFrame:
     """The networks of many runs, with the columns ``LONG_COLUMNS`` and what else was measured.
 
     A row for each network but the base network, which has one only where a run prunes nothing.
-    Top-1 is percent on the test set, ``drop`` points below the same run's base network,
-    ``memory_saving`` a share. ``recovery`` is what was done to the pruned network: "none", a way of
-    recovery, "fine-tuning", or both. ``settings`` are further options in which the runs differ.
+    Top-1 is percent on the test set (the validation set where ``dataset`` says so), ``drop`` points
+    below the same run's base network, ``memory_saving`` a share. ``recovery`` is what was done to
+    the pruned network: "none", a way of recovery, "fine-tuning", or both. ``settings`` are further
+    options in which the runs differ.
     Networks after a round that is not the last are left out, and one that several runs measured
     alike, as the uniform rival, is counted once. A job without results has a row of status
     "failed", one without its last network a row of status "unfinished"; ``job`` holds the
@@ -156,7 +157,7 @@ def _rows(job: Job) -> list[dict[str, Any]]:
     recovery = job.fact("recovery", NONE)
     own = {
         "model": job.model,
-        "dataset": job.dataset,
+        "dataset": job.measured_on,
         "target": target,
         "policy": job.policy,
         "importance": job.fact("importance", ""),

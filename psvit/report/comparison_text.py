@@ -24,7 +24,8 @@ VARIED = ("model", "dataset", "rounds")
 PLAIN = ("l2", NONE)
 SHORT = "†"
 CONVENTIONS = (
-    "Measured here: top-1 on the test set, mean ± sample standard deviation over the seeds; drop "
+    "Measured here: top-1 on the test set (where the dataset's name says validation, on that set), "
+    "mean ± sample standard deviation over the seeds; drop "
     "in points below the base network of the same seed; memory saving = 1 − parameters / base "
     "parameters. Recovery none: the network as it was cut. The policy fine_grained is PSViT's rule "
     "as published (arXiv 2606.03257), prioritized is PrimeSVT's (arXiv 2606.03428), each with "
@@ -36,7 +37,7 @@ def headline_table(table: pd.DataFrame) -> pd.DataFrame:
     """Drops without training: each policy with l2 and no recovery, and with what serves it best.
 
     What serves a policy best reaches the most targets, and then has the lowest drop in the mean of
-    the targets. It is told by the test set, so its figure flatters it a little.
+    the targets. It is told by the figures shown, so its figure flatters it a little.
 
     Returns:
         Text: columns model, dataset, policy, importance, recovery, rounds, settings, which ("l2,
@@ -77,7 +78,7 @@ def base_networks(long: pd.DataFrame) -> str:
         top1 = rows.groupby("seed", dropna=False)["base_top1"].mean()
         lines.append(
             f"{model} on {dataset}: base network {_number(top1.mean(), top1.std(), '{:.2f}')} % "
-            f"test top-1, {_count(len(top1), 'seed')}."
+            f"top-1, {_count(len(top1), 'seed')}."
         )
     return "\n".join(lines) or "No network was measured."
 
@@ -171,8 +172,8 @@ def _place(policy: str) -> tuple[int, str]:
 
 def _about(headline: pd.DataFrame) -> str:
     text = (
-        "Best: of this policy's importances and recoveries tried, the one with the lowest drop on "
-        "the test set in the mean of the targets; chosen by the figures shown, which flatters it."
+        "Best: of this policy's importances and recoveries tried, the one with the lowest drop "
+        "in the mean of the targets; chosen by the figures shown, which flatters it."
     )
     if headline.astype(str).apply(lambda column: column.str.endswith(SHORT)).any(axis=None):
         text += f" {SHORT} saves less than the target."

@@ -90,7 +90,7 @@ def _log_files(run: Any, files: RunFiles) -> None:
             final,
             "memory_saving_percent",
             "top1",
-            title="Networks: test top-1 (%), memory saving (%)",
+            title=f"Networks: {files.split} top-1 (%), memory saving (%)",
         ),
     }
     if files.uniform is not None:

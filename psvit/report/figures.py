@@ -15,7 +15,7 @@ from psvit.report.operations import operations
 
 def accuracy_memory(run: RunFiles) -> Figure | None:
     """Accuracy and memory: uniform pruning on the validation split; beside it, in a panel of its
-    own because it is another set of images, the networks of the table on the test set."""
+    own because it is another set of images, the networks of the table on theirs."""
     if run.uniform is None:
         return None
     figure = style.new_figure(max(3.0, 0.5 * len(run.results["rows"]) + 0.8))
@@ -99,7 +99,7 @@ def _networks(axis: Axes, run: RunFiles) -> None:
     axis.set_yticks(range(len(rows)), labels)
     axis.set_ylim(len(rows) - 0.4, -0.6)
     axis.margins(x=0.1)
-    axis.set_title("test set", loc="left", weight="bold")
+    axis.set_title(f"{run.split} set", loc="left", weight="bold")
     axis.set_xlabel("top-1 (%), ± 1 standard error")
 
 

@@ -90,6 +90,11 @@ class RunFiles:
                 return float(base["top1"].iloc[0]), int(base["images"].iloc[0])
         return None
 
+    @property
+    def split(self) -> str:
+        """The images that the networks of the table were measured on: test or validation."""
+        return (self.results.get("run") or {}).get("split") or "test"
+
     def row(self, name: str) -> dict[str, Any] | None:
         """The network called ``name`` in the results, or None."""
         return next((row for row in self.results["rows"] if row["name"] == name), None)

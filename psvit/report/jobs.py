@@ -69,6 +69,12 @@ class Job:
         return about.get("dataset") or self.section("dataset").get("name", "")
 
     @property
+    def measured_on(self) -> str:
+        """The dataset, with the split where it is not the test set: two that nobody compares."""
+        split = (self.results.get("run") or {}).get("split") or "test"
+        return self.dataset if split == "test" else f"{self.dataset} ({split})"
+
+    @property
     def seed(self) -> int | None:
         return (self.results.get("run") or {}).get("seed", self.config.get("seed"))
 
@@ -164,7 +170,7 @@ def note_settings(jobs: Sequence[Job]) -> None:
         kept = {key: value for key, value in flat.items() if not NO_SETTING.fullmatch(key)}
         if job.target[0].startswith("drop"):
             kept.pop("pruning.max_accuracy_drop", None)
-        alike.setdefault((job.model, job.dataset, job.policy), []).append((job, kept))
+        alike.setdefault((job.model, job.measured_on, job.policy), []).append((job, kept))
     for members in alike.values():
         values: dict[Any, set[str]] = {}
         for job, kept in members:

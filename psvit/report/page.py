@@ -72,6 +72,7 @@ def page(run: RunFiles) -> str:
         warnings=warnings(run),
         tiles=_tiles(run),
         sections=sections,
+        split=run.split,
         mended=sensitivity.mended(run.results),
         asked=asked(run),
         table=from_markdown(table.markdown(run)),
@@ -150,7 +151,7 @@ def again(folder: Path, environment: dict[str, Any]) -> str:
 def _tiles(run: RunFiles) -> list[tuple[str, str]]:
     """The figures that a reader looks for first."""
     base, last = run.row("base"), run.results["rows"][-1]
-    tiles = [(f"{last['top1']:.2f} %", f"test top-1, {last['name']}")]
+    tiles = [(f"{last['top1']:.2f} %", f"{run.split} top-1, {last['name']}")]
     if base is not None and last is not base:
         drop = f"{base['top1'] - last['top1']:.2f}".replace("-", "−")
         tiles += [

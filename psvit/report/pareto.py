@@ -60,7 +60,7 @@ def write_pareto(table: pd.DataFrame, folder: Path) -> list[Path]:
 
 
 def pareto(table: pd.DataFrame) -> Figure | None:
-    """Drop in test top-1 against memory saving; error bars are deviations over seeds.
+    """Drop in top-1 against memory saving; error bars are deviations over seeds.
 
     Lines join the targets of one policy, importance and recovery. The colour is the policy; dashes
     are the recovery, or panels where there are many lines; each importance has panels of its own.
@@ -100,7 +100,7 @@ def pareto(table: pd.DataFrame) -> Figure | None:
             _draw(axis, line.sort_values("memory_saving"), *looks[policy], dashes[recovery])
     _scale(axes[0], rows)
     figure.supxlabel("memory saving (% of the base network's parameters)", fontsize=8)
-    figure.supylabel("drop in test top-1 (points)", fontsize=8)
+    figure.supylabel("drop in top-1 (points)", fontsize=8)
     handles = _handles(looks, {} if crowded else dashes, rows["seeds"])
     figure.legend(handles=handles, loc="outside upper center", ncols=3 if len(panels) == 1 else 4)
     return figure

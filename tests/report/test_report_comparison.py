@@ -248,3 +248,12 @@ def test_what_rows_measure_besides_is_in_the_long_table(tmp_path):
 def test_a_folder_without_runs_is_refused(tmp_path):
     with pytest.raises(UserError, match="no results.json"):
         read_runs([tmp_path])
+
+
+def test_the_validation_set_is_not_compared_with_the_test_set(tmp_path):
+    top1 = {"base": 90.0, "pruned": 88.0}
+    jobs = [write_job(tmp_path / str(n), "budgeted", 0, top1) for n in range(2)]
+    change(jobs[0], lambda results: results["run"].update(split="validation"))
+    table = comparison_table(read_runs([tmp_path]))
+    assert sorted(table["dataset"]) == ["digits", "digits (validation)"]
+    assert table["seeds"].tolist() == [1, 1] and not table["settings"].any()

@@ -59,7 +59,7 @@ def test_runs_that_prune_nothing_show_their_base_networks(tmp_path):
     long = read_runs([tmp_path])
     table = comparison_table(long)
     assert table[["policy", "top1", "drop", "seeds"]].values.tolist() == [["none", 91.0, 0.0, 2]]
-    assert "base network 91.00 ± 1.41 % test top-1, 2 seeds" in markdown(table, long)
+    assert "base network 91.00 ± 1.41 % top-1, 2 seeds" in markdown(table, long)
 
 
 def test_a_silent_network_is_told(tmp_path):

@@ -31,7 +31,7 @@ def read(sweep):
 
 
 def test_the_page_holds_the_comparison_and_what_failed(read):
-    assert "6 runs" in read.text and "97.00 ± 1.00 % test top-1, 3 seeds" in read.text
+    assert "6 runs" in read.text and "97.00 ± 1.00 % top-1, 3 seeds" in read.text
     assert "12.00 ± 2.00" in read.text
     assert "failed: pruning=fine_grained seed=2 (no results)" in read.text
     sections = ["front", "comparison", "sensitivity", "missing", "jobs"]

@@ -89,6 +89,15 @@ def test_a_network_that_fell_silent_is_told_at_the_head(tmp_path, run):
     assert warnings(run) == []
 
 
+def test_the_images_are_called_what_they_are(run):
+    kinds = {"test": page(run)}
+    measured = {**run.results["run"], "split": "validation"}
+    kinds["validation"] = page(replace(run, results={**run.results, "run": measured}))
+    for split, text in kinds.items():
+        assert f"{split} top-1, " in text and f"networks of the table on the {split} set" in text
+    assert "test top-1" not in kinds["validation"]
+
+
 def test_versions_come_from_the_run_not_from_today(tmp_path, run):
     told = {"torch": "2.0.0+made.up", "packages": {"torch": "2.0.0"}, "commit": "0f0f"}
     (tmp_path / "environment.json").write_text(json.dumps(told))
