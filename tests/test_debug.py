@@ -19,7 +19,7 @@ from psvit.setup import set_deterministic
 def fast(config, tiny_run, tmp_path_factory):
     """``debug=fdr`` on a tiny network, with the deterministic kernels."""
     folder = tmp_path_factory.mktemp("fdr")
-    quick = ("report=tables", "finetune.epochs=1")
+    quick = ("report=tables",)
     cfg = config("debug=fdr", *tiny_run, *quick, "trainer.deterministic=true")
     try:
         run(cfg, folder)

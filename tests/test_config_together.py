@@ -1,0 +1,117 @@
+"""Values that are right alone and wrong beside others are refused in one line that names one."""
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from psvit.config import check_config
+from psvit.config.values import CHECKS
+from psvit.errors import UserError
+
+CONF = Path(__file__).parents[1] / "conf"
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+CHOICES = sorted(
+    f"{group}={path.stem}"
+    for group in ("pruning", "trainer")
+    for path in (CONF / group).glob("*.yaml")
+)
+
+TOGETHER = [
+    (["training.warmup_epochs=3", "trainer.max_epochs=3"], "less than trainer.max_epochs=3"),
+    (["training.min_lr=0.002", "training.lr=0.001"], "at most training.lr=0.001"),
+    (["finetune.warmup_epochs=3", "finetune.epochs=3"], "less than finetune.epochs=3"),
+    (["finetune.min_lr=0.0005", "finetune.lr=0.0001"], "at most finetune.lr=0.0001"),
+    (
+        ["trainer.check_val_every_n_epoch=4", "trainer.max_epochs=3", "training.keep=best"],
+        "at most trainer.max_epochs=3",
+    ),
+    (
+        ["trainer.check_val_every_n_epoch=4", "finetune.epochs=3", "finetune.keep=best"],
+        "at most finetune.epochs=3",
+    ),
+]
+
+
+@pytest.mark.parametrize(("overrides", "expected"), TOGETHER)
+def test_values_that_are_wrong_together(config, overrides, expected):
+    with pytest.raises(UserError, match=f"{overrides[0]}: expected {expected}"):
+        check_config(config(*overrides))
+    # each alone is right
+    for override in overrides:
+        check_config(config(override))
+
+
+def test_a_local_config_that_sets_nothing(config):
+    with pytest.raises(UserError, match="conf/local/default.yaml=.*threads.*@package _global_"):
+        check_config(config("+local.threads=4"))
+
+
+def test_no_recipe_for_the_epochs(config):
+    with pytest.raises(UserError, match="finetune.epochs=1: .*finetune=default"):
+        check_config(config("finetune=none", "finetune.epochs=1"))
+
+
+def test_a_schedule_that_is_not_used_is_not_checked(config):
+    check_config(config("finetune.epochs=0", "finetune.warmup_epochs=3", "finetune.min_lr=1"))
+    check_config(config("ckpt_path=folder", "trainer.max_epochs=1", "training.warmup_epochs=2"))
+
+
+def test_every_check_is_of_an_option_that_some_config_has(config):
+    options = [config(choice) for choice in CHOICES]
+    for name in CHECKS:
+        found = [OmegaConf.select(cfg, name, default="absent") for cfg in options]
+        assert any(value != "absent" for value in found), name
+
+
+@pytest.mark.parametrize("debug", sorted(path.stem for path in (CONF / "debug").glob("*.yaml")))
+@pytest.mark.parametrize(
+    "option",
+    [*(f"experiment={name}" for name in EXPERIMENTS), "finetune=imagenet", "finetune=none"],
+)
+def test_debugging_serves_every_experiment(config, monkeypatch, debug, option):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    check_config(config(f"debug={debug}", option, "dataset.root=folder"))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["pruning.target_memory_saving=null"], "target_memory_saving=None: .*save of memory"),
+        (
+            ["pruning.target_memory_saving=null", "pruning.budget=[memory,macs]"]
+            + ["pruning.target_saving=0.3"],
+            "target_memory_saving=None: .*save of memory",
+        ),
+        (["pruning=uniform", "pruning.rounds=2"], "rounds=2: expected 1 with a fixed"),
+        (["trainer=ddp_cpu", "trainer.strategy=auto"], "devices=2: .*ddp"),
+    ],
+)
+def test_what_nothing_would_follow(config, options, expected):
+    with pytest.raises(UserError, match=expected):
+        check_config(config(*options))
+    # as much as the accuracy allows
+    check_config(config("pruning.target_memory_saving=null", "pruning.max_accuracy_drop=1"))
+
+
+@pytest.mark.parametrize("accelerator", ["gpu", "cuda"])
+def test_a_gpu_that_is_not_there(config, monkeypatch, accelerator):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UserError, match=f"trainer.accelerator={accelerator}: no GPU"):
+        check_config(config(f"trainer.accelerator={accelerator}"))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    check_config(config(f"trainer.accelerator={accelerator}"))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["pruning.recovery=bn"], "least_squares or both"),
+        (["pruning.recovery=both", "pruning.sensitivity.method=estimated"], "estimated"),
+    ],
+)
+def test_rows_are_mended_where_there_is_something_to_mend_them_with(config, options, expected):
+    options = ["pruning=fine_grained", "pruning.sensitivity.mended=true", *options]
+    with pytest.raises(UserError, match=f"pruning.sensitivity.mended=True: .*{expected}"):
+        check_config(config(*options))
+    check_config(config(*options, "pruning.sensitivity.mended=false"))
