@@ -174,6 +174,7 @@ class Narrow(Ranking):
     def __init__(self, *groups):
         self.groups = {group.name: group for group in groups}
         self._removable = {group.name: removable(group) for group in groups}
+        self.already_cut = False
 
 
 def test_grid_points():
