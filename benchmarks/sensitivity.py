@@ -39,7 +39,7 @@ def sensitivity(options: Options) -> Iterator[Result]:
 
 
 def memory(options: Options) -> list[Result]:
-    """Peak memory of an analysis, with twice the groups and with twice the images."""
+    """Peak memory of an analysis, with four times the groups and with four times the images."""
     network = networks.small(options.device)
 
     def peak(every: int, images: int) -> int:
