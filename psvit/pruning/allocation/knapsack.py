@@ -47,7 +47,7 @@ def choose_levels(
         constraints=constraints,
         integrality=np.ones(len(owner)),
         bounds=Bounds(0, 1),
-        # where nothing costs anything, to prove which choice cuts least may take hours
+        # where nothing costs anything, to prove which choice cuts least may take minutes
         options={"mip_rel_gap": 0.0 if costs.any() else 0.01, "node_limit": NODES},
     )
     if result.x is None:

@@ -83,6 +83,12 @@ def test_uniform_cuts_every_group_alike(network, ranking):
     assert not uniform(ranking, 0.0)
 
 
+def test_a_target_that_the_large_groups_cannot_reach(network, ranking):
+    names = large_groups(network, ranking, 0.9)[:2]
+    with pytest.raises(UserError, match=r"cannot be reached: cutting the 2 large groups .* saves"):
+        uniform_at(ranking, memory(network, 0.9), names)
+
+
 @pytest.mark.parametrize("target", [0.02, 0.1, 0.224, 0.5, 0.7])
 def test_uniform_at_takes_the_smallest_ratio_that_saves_enough(network, ranking, target):
     ratio, plan = uniform_at(ranking, memory(network, target))
