@@ -15,6 +15,7 @@ from psvit.console import print_config, quiet_libraries
 from psvit.data import create_data
 from psvit.decide import decide, make_budget, round_budget
 from psvit.files import read_json, write_json, write_text
+from psvit.processes import from_first, rank
 from psvit.provenance import environment
 from psvit.pruning import allocation, prune
 from psvit.pruning.allocation import Budget
@@ -73,7 +74,8 @@ def _claimed_run(cfg: DictConfig, folder: Path, resumed: bool) -> dict[str, Any]
     network, trained = build_network(cfg, data)
     check_pruning(cfg, data, network)
     config = OmegaConf.to_yaml(cfg, resolve=True)
-    resumed = resumed or is_run_of(folder, config)
+    # of several processes the first one's word: the others' configs are without its loggers
+    resumed = resumed or from_first(rank() == 0 and is_run_of(folder, config))
     if resumed and read_state(folder)["finished"]:
         return _finished(folder)
     if not resumed:

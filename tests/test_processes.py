@@ -108,6 +108,9 @@ def in_two(cfg, folder):
     state = processes.from_first(KeepRandomState().state_dict())
     found["drawn"] = [drawn(), drawn(state)]
     found["rows"] = run(cfg, folder)["rows"]
+    # as the other process's, which has no loggers of its own: the first one decides
+    again = OmegaConf.merge(cfg, {"print_config": number == 1})
+    found["again"] = run(again, folder)["rows"]
     found["plan"] = (folder / "plan.yaml").read_text()
     found["own"] = str(folder)
     torch.save(found, Path(os.environ["FOUND"]) / f"{number}.pt")
@@ -196,6 +199,7 @@ def test_training_is_that_of_one_process(two, config, tmp_path):
 def test_one_plan_and_one_writer(two):
     (first, second), folder = two
     assert first["plan"] == second["plan"] and first["rows"] == second["rows"]
+    assert first["again"] == second["again"] == first["rows"]
     assert Path(first["own"]) == folder / "run" and not Path(second["own"]).exists()
     rows = json.loads((folder / "run" / "results.json").read_text())["rows"]
     assert [row["images"] for row in rows] == [21, 21, 21]
