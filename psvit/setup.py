@@ -81,11 +81,16 @@ def _network(cfg: DictConfig, data: ImageData) -> tuple[nn.Module, bool]:
         # weights serve any number of them
         network.time_steps = cfg.ckpt_time_steps
         network.spec = {**network.spec, "time_steps": cfg.ckpt_time_steps}
-    for name, value in network.spec.items():
-        if name in values and values[name] != value:
-            _log.warning("ckpt_path: its network has %s=%s; model.%s is ignored", name, value, name)
-            # config.yaml says what ran
-            cfg.model[name] = value
+    other = {
+        name: value
+        for name, value in network.spec.items()
+        if name in values and values[name] != value
+    }
+    if other:
+        told = ", ".join(f"{name}={value}" for name, value in other.items())
+        _log.info("ckpt_path: its network is taken as it is, whatever model= says: %s", told)
+        # config.yaml says what ran
+        cfg.model.update(other)
     return network, True
 
 
