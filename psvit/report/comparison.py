@@ -61,11 +61,6 @@ FINE_TUNING = "fine-tuning"
 POLICIES = ("uniform", "global", "fine_grained", "prioritized", "budgeted")
 
 _ROUND = re.compile(r", round \d+ of \d+")
-# what shapes the uniform network that stands beside another policy's
-_OF_THE_RIVAL = re.compile(
-    r"(?!pruning\.|finetune\.)"
-    r"|pruning\.(scope|kinds|protect|round_to|min_keep|calibration_images)$"
-)
 
 
 def read_runs(folders: Iterable[str | Path]) -> pd.DataFrame:
@@ -155,6 +150,8 @@ def _rows(job: Job) -> list[dict[str, Any]]:
     """The long table's rows of one job."""
     target, value = job.target
     recovery = job.fact("recovery", NONE)
+    # a uniform network is the same with and without another policy's beside it
+    own_settings = {**job.rival, **job.settings} if job.policy == "uniform" else job.settings
     own = {
         "model": job.model,
         "dataset": job.measured_on,
@@ -163,7 +160,7 @@ def _rows(job: Job) -> list[dict[str, Any]]:
         "importance": job.fact("importance", ""),
         "recovery": recovery,
         "rounds": job.fact("rounds", 1),
-        "settings": _said(job),
+        "settings": _said(own_settings),
         "seed": job.seed,
         "target_value": value,
         "planned_for": recovery,
@@ -184,7 +181,7 @@ def _rows(job: Job) -> list[dict[str, Any]]:
         line = {**own, "policy": policy, "stage": stage, **_measures(row, base)}
         done = [] if stage == "pruned" or recovery == NONE else [recovery]
         if policy == "uniform" != job.policy:
-            line |= {"settings": _said(job, _OF_THE_RIVAL), "planned_for": NONE, "rounds": 1}
+            line |= {"settings": _said(job.rival), "planned_for": NONE, "rounds": 1}
         else:
             line |= _prediction(job.results, stage)
             if stage == "finetuned":
@@ -192,7 +189,7 @@ def _rows(job: Job) -> list[dict[str, Any]]:
             elif trains and line["rounds"] > 1:
                 done.append(f"{FINE_TUNING} between rounds")
             else:
-                line["settings"] = _said(job, re.compile(r"(?!finetune\.)"))
+                line["settings"] = _said(own_settings, re.compile(r"(?!finetune\.)"))
         rows.append({**line, "recovery": " + ".join(done) or NONE})
     if job.policy in UNPRUNED and not rows and base is not None:
         rows.append({**own, "stage": "base", "recovery": NONE, **_measures(base, base)})
@@ -201,8 +198,8 @@ def _rows(job: Job) -> list[dict[str, Any]]:
     return rows
 
 
-def _said(job: Job, which: re.Pattern[str] = re.compile("")) -> str:
-    return ", ".join(f"{key}={value}" for key, value in job.settings.items() if which.match(key))
+def _said(settings: dict[str, str], which: re.Pattern[str] = re.compile("")) -> str:
+    return ", ".join(f"{key}={value}" for key, value in settings.items() if which.match(key))
 
 
 def _finished(job: Job, rows: list[dict[str, Any]], trains: bool) -> bool:

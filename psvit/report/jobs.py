@@ -25,6 +25,11 @@ NO_SETTING = re.compile(
     r"|trainer\.(accelerator|devices|num_nodes|strategy|log_every_n_steps|enable_.*)"
     r"|pruning\.(importance|recovery|rounds|budget|ratio|ratios|target_.*)"
 )
+# options that shape the uniform network which stands beside another policy's
+_OF_THE_RIVAL = re.compile(
+    r"(?!pruning\.|finetune\.)"
+    r"|pruning\.(scope|kinds|protect|round_to|min_keep|calibration_images)$"
+)
 
 
 @dataclass
@@ -40,6 +45,8 @@ class Job:
     problem: str = ""
     # options in which it differs from other jobs of its model, dataset and policy
     settings: dict[str, str] = field(default_factory=dict)
+    # options of its uniform network that differ from other jobs' of its model and dataset
+    rival: dict[str, str] = field(default_factory=dict)
     # its overrides but those of all jobs; its folder's name where there are none
     title: str = ""
 
@@ -162,24 +169,43 @@ def note_titles(jobs: Sequence[Job]) -> None:
 def note_settings(jobs: Sequence[Job]) -> None:
     """Fill in ``settings``: else a mean over seeds would mix networks that were made differently.
 
+    And ``rival``: the uniform networks beside all policies are one row where they are one network.
     ``ckpt_path`` may differ with the seed: base networks of several seeds.
     """
-    alike: dict[tuple[str, ...], list[tuple[Job, dict[str, str]]]] = {}
+    flat: list[tuple[Job, dict[str, str]]] = []
     for job in jobs:
-        flat = _flat({name: job.config[name] for name in SECTIONS if name in job.config})
-        kept = {key: value for key, value in flat.items() if not NO_SETTING.fullmatch(key)}
+        options = _flat({name: job.config[name] for name in SECTIONS if name in job.config})
+        kept = {key: value for key, value in options.items() if not NO_SETTING.fullmatch(key)}
         if job.target[0].startswith("drop"):
             kept.pop("pruning.max_accuracy_drop", None)
+        flat.append((job, kept))
+    alike: dict[tuple[str, ...], list[tuple[Job, dict[str, str]]]] = {}
+    beside: dict[tuple[str, ...], list[tuple[Job, dict[str, str]]]] = {}
+    for job, kept in flat:
         alike.setdefault((job.model, job.measured_on, job.policy), []).append((job, kept))
+        if job.policy not in UNPRUNED:
+            of_rival = {key: value for key, value in kept.items() if _OF_THE_RIVAL.match(key)}
+            beside.setdefault((job.model, job.measured_on), []).append((job, of_rival))
     for members in alike.values():
-        values: dict[Any, set[str]] = {}
-        for job, kept in members:
-            for key, value in kept.items():
-                values.setdefault(_name(key, job), set()).add(value)
-        for job, kept in members:
-            job.settings = {
-                key: value for key, value in kept.items() if len(values[_name(key, job)]) > 1
-            }
+        for job, different in _differences(members):
+            job.settings = different
+    for members in beside.values():
+        for job, different in _differences(members):
+            job.rival = different
+
+
+def _differences(
+    members: Sequence[tuple[Job, dict[str, str]]],
+) -> list[tuple[Job, dict[str, str]]]:
+    """Of each job's options those that have several values among the jobs."""
+    values: dict[Any, set[str]] = {}
+    for job, options in members:
+        for key, value in options.items():
+            values.setdefault(_name(key, job), set()).add(value)
+    return [
+        (job, {key: value for key, value in options.items() if len(values[_name(key, job)]) > 1})
+        for job, options in members
+    ]
 
 
 def _name(key: str, job: Job) -> Any:

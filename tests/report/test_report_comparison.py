@@ -159,6 +159,23 @@ def test_runs_that_differ_in_an_option_are_not_averaged(tmp_path):
     }
 
 
+def test_uniform_networks_of_policies_that_cut_other_kinds_are_not_averaged(tmp_path):
+    for policy, kinds, uniform in [
+        ("fine_grained", ["hidden"], 80.0),
+        ("budgeted", ["hidden", "stream"], 60.0),
+    ]:
+        found = {"base": 90.0, "uniform": uniform, "pruned": 85.0}
+        write_job(tmp_path / policy, policy, 0, found, kinds=kinds)
+    write_job(tmp_path / "uniform", "uniform", 0, {"base": 90.0, "uniform": 80.0}, kinds=["hidden"])
+    drops = comparison_table(read_runs([tmp_path])).set_index(["policy", "settings"])["drop"]
+    assert drops.to_dict() == {
+        ("uniform", 'pruning.kinds=["hidden"]'): 10.0,
+        ("uniform", 'pruning.kinds=["hidden", "stream"]'): 30.0,
+        ("fine_grained", ""): 5.0,
+        ("budgeted", ""): 5.0,
+    }
+
+
 @pytest.mark.parametrize(("seeds", "rows"), [((0, 1), 1), ((0, 0), 2)])
 def test_a_base_network_for_each_seed_is_no_setting(tmp_path, seeds, rows):
     for number, seed in enumerate(seeds):
