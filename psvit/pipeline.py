@@ -120,14 +120,18 @@ def _run(stages: Stages, network: nn.Module, trained: bool) -> None:
 
     # the importance of a channel is that of the trained network
     ranking = stages.rank(network)
-    stages.uniform_curve(network, ranking)
+    one_ratio = ranking.of_kinds(cfg.pruning.uniform_kinds)
+    stages.uniform_curve(network, one_ratio)
     if cfg.pruning.name == "sensitivity":
         stages.sensitivity(network, ranking)
         return
     budget = make_budget(stages, network, ranking)
     if cfg.pruning.name != "uniform" and cfg.pruning.max_accuracy_drop is None:
-        _, rival = allocation.uniform_at(ranking, budget)
-        stages.record.add_row("uniform", prune(network, rival), "uniform", "pruned")
+        if one_ratio is not ranking and not budget.reachable(one_ratio):
+            _log.info("no network of one ratio: pruning.uniform_kinds cannot save as much")
+        else:
+            _, rival = allocation.uniform_at(one_ratio, budget)
+            stages.record.add_row("uniform", prune(network, rival), "uniform", "pruned")
     _prune(stages, network, budget)
 
 

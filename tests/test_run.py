@@ -153,6 +153,33 @@ def test_a_pruned_network_is_pruned_again(config, tiny_run, folder, results, tmp
     assert count == rows["uniform"]["parameters"] < before["parameters"]
 
 
+@pytest.mark.parametrize("kinds", [None, ["query_key"]])
+def test_ours_stands_beside_one_ratio_for_the_kinds_that_others_cut(
+    config, tiny_run, folder, results, tmp_path, kinds
+):
+    cfg = config(
+        *tiny_run,
+        *FROM_BASE,
+        *JOB[1:3],
+        "pruning=budgeted",
+        "pruning.recovery=none",
+        "pruning.max_steps=1",
+        "dataset.val_images=20",
+        f"ckpt_path={folder}/base",
+    )
+    if kinds is not None:
+        cfg.pruning.uniform_kinds = kinds
+    rows = rows_by_name(run(cfg, tmp_path))
+    if kinds is None:
+        rival = rows_by_name(results)["uniform"]
+        assert rows["uniform"]["parameters"] == rival["parameters"]
+        assert rows["uniform"]["top1"] == rival["top1"]
+    else:
+        # query and key alone do not hold 30 % of the network
+        assert list(rows) == ["base", "budgeted"]
+    assert rows["budgeted"]["memory_saving"] >= 0.3
+
+
 def test_ratio_0_changes_nothing(config, tiny_run, folder, tmp_path):
     cfg = config(
         *tiny_run,

@@ -135,6 +135,10 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda x: _names(x) and len(x) > 0 and set(x) <= set(KINDS),
         f"a list of {', '.join(KINDS)}",
     ),
+    "pruning.uniform_kinds": (
+        lambda x: x is None or (_names(x) and len(x) > 0 and set(x) <= set(KINDS)),
+        f"a list of {', '.join(KINDS)}, or null",
+    ),
     "pruning.max_accuracy_drop": (
         lambda x: x is None or _number(0.0, 100.0)(x),
         "points in [0, 100], or null",

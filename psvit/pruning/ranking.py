@@ -1,5 +1,6 @@
 """Which units of each channel group go first, and how many may go."""
 
+import copy
 import fnmatch
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -138,6 +139,18 @@ class Ranking:
             )
             for name, group in self.groups.items()
         }
+
+    def of_kinds(self, kinds: Sequence[str] | None) -> "Ranking":
+        """This ranking with its groups of some kinds only; the whole one where it has none."""
+        names = [
+            name for name, group in self.groups.items() if kinds is None or group.kind in kinds
+        ]
+        if not names or len(names) == len(self.groups):
+            return self
+        few = copy.copy(self)
+        few.groups = {name: self.groups[name] for name in names}
+        few.scores = {name: self.scores[name] for name in names}
+        return few
 
     def removable(self, name: str) -> list[int]:
         """The numbers of units that may be removed from a group, ascending, from 0 on."""

@@ -185,6 +185,9 @@ def note_settings(jobs: Sequence[Job]) -> None:
         alike.setdefault((job.model, job.measured_on, job.policy), []).append((job, kept))
         if job.policy not in UNPRUNED:
             of_rival = {key: value for key, value in kept.items() if _OF_THE_RIVAL.match(key)}
+            own_kinds = kept.get("pruning.uniform_kinds", "null")
+            if own_kinds != "null":
+                of_rival["pruning.kinds"] = own_kinds
             beside.setdefault((job.model, job.measured_on), []).append((job, of_rival))
     for members in alike.values():
         for job, different in _differences(members):

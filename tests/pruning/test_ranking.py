@@ -100,6 +100,22 @@ def test_what_may_be_pruned(network, options, expected):
 
 
 @pytest.mark.parametrize(
+    ("kinds", "same_as"),
+    [
+        (["hidden", "value"], ["hidden", "value"]),
+        (None, ["hidden", "value", "stream"]),
+        (["query_key"], ["hidden", "value", "stream"]),
+    ],
+)
+def test_a_ranking_of_some_of_its_kinds(network, kinds, same_as):
+    found = Ranking(network, kinds=["hidden", "value", "stream"]).of_kinds(kinds)
+    expected = Ranking(network, kinds=same_as)
+    assert list(found.groups) == list(expected.groups) == list(found.scores)
+    half = {name: found.units(name, 0.5) for name in found.groups}
+    assert found.plan(half) == expected.plan(half)
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"importance": "l3"}, "pruning.importance=l3: expected one of l1, l2, "),

@@ -166,6 +166,9 @@ def test_uniform_networks_of_policies_that_cut_other_kinds_are_not_averaged(tmp_
     ]:
         found = {"base": 90.0, "uniform": uniform, "pruned": 85.0}
         write_job(tmp_path / policy, policy, 0, found, kinds=kinds)
+    found = {"base": 90.0, "uniform": 80.0, "pruned": 86.0}
+    kinds = {"kinds": ["hidden", "stream"], "uniform_kinds": ["hidden"]}
+    write_job(tmp_path / "global", "global", 0, found, **kinds)
     write_job(tmp_path / "uniform", "uniform", 0, {"base": 90.0, "uniform": 80.0}, kinds=["hidden"])
     drops = comparison_table(read_runs([tmp_path])).set_index(["policy", "settings"])["drop"]
     assert drops.to_dict() == {
@@ -173,6 +176,7 @@ def test_uniform_networks_of_policies_that_cut_other_kinds_are_not_averaged(tmp_
         ("uniform", 'pruning.kinds=["hidden", "stream"]'): 30.0,
         ("fine_grained", ""): 5.0,
         ("budgeted", ""): 5.0,
+        ("global", ""): 4.0,
     }
 
 

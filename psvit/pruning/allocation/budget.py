@@ -91,6 +91,11 @@ class Budget:
         budget._spent = self._spent
         return budget
 
+    def reachable(self, ranking: Ranking) -> bool:
+        """Whether cutting every group of the ranking as far as it goes saves as much."""
+        most = self.savings(largest_cut(ranking, 1.0))
+        return all(target <= most[resource] for resource, target in self.targets.items())
+
     def check_reachable(
         self, ranking: Ranking, max_ratio: float, names: Sequence[str] | None = None
     ) -> None:
