@@ -40,6 +40,10 @@ def _names(x: Any) -> bool:
     return isinstance(x, list) and all(isinstance(name, str) for name in x)
 
 
+def _kinds(x: Any) -> bool:
+    return _names(x) and len(x) > 0 and set(x) <= set(KINDS)
+
+
 _RECIPE = {
     "lr": (_number(1e-12, 1e3), "a number above 0"),
     "weight_decay": (_number(0.0, 1e3), "a number of at least 0"),
@@ -131,12 +135,9 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "pruning.large_share": (lambda x: _number(0.0, 1.0)(x) and x > 0.0, "a share in (0, 1]"),
     "pruning.importance": _one_of(IMPORTANCES),
-    "pruning.kinds": (
-        lambda x: _names(x) and len(x) > 0 and set(x) <= set(KINDS),
-        f"a list of {', '.join(KINDS)}",
-    ),
+    "pruning.kinds": (_kinds, f"a list of {', '.join(KINDS)}"),
     "pruning.uniform_kinds": (
-        lambda x: x is None or (_names(x) and len(x) > 0 and set(x) <= set(KINDS)),
+        lambda x: x is None or _kinds(x),
         f"a list of {', '.join(KINDS)}, or null",
     ),
     "pruning.max_accuracy_drop": (

@@ -172,29 +172,31 @@ def note_settings(jobs: Sequence[Job]) -> None:
     And ``rival``: the uniform networks beside all policies are one row where they are one network.
     ``ckpt_path`` may differ with the seed: base networks of several seeds.
     """
-    flat: list[tuple[Job, dict[str, str]]] = []
-    for job in jobs:
-        options = _flat({name: job.config[name] for name in SECTIONS if name in job.config})
-        kept = {key: value for key, value in options.items() if not NO_SETTING.fullmatch(key)}
-        if job.target[0].startswith("drop"):
-            kept.pop("pruning.max_accuracy_drop", None)
-        flat.append((job, kept))
     alike: dict[tuple[str, ...], list[tuple[Job, dict[str, str]]]] = {}
     beside: dict[tuple[str, ...], list[tuple[Job, dict[str, str]]]] = {}
-    for job, kept in flat:
+    for job in jobs:
+        flat = _flat({name: job.config[name] for name in SECTIONS if name in job.config})
+        kept = {key: value for key, value in flat.items() if not NO_SETTING.fullmatch(key)}
+        if job.target[0].startswith("drop"):
+            kept.pop("pruning.max_accuracy_drop", None)
         alike.setdefault((job.model, job.measured_on, job.policy), []).append((job, kept))
         if job.policy not in UNPRUNED:
-            of_rival = {key: value for key, value in kept.items() if _OF_THE_RIVAL.match(key)}
-            own_kinds = kept.get("pruning.uniform_kinds", "null")
-            if own_kinds != "null":
-                of_rival["pruning.kinds"] = own_kinds
-            beside.setdefault((job.model, job.measured_on), []).append((job, of_rival))
+            rival = {key: value for key, value in kept.items() if _OF_THE_RIVAL.match(key)}
+            if "pruning.kinds" in rival:
+                rival["pruning.kinds"] = json.dumps(_uniform_kinds(job.section("pruning")))
+            beside.setdefault((job.model, job.measured_on), []).append((job, rival))
     for members in alike.values():
         for job, different in _differences(members):
             job.settings = different
     for members in beside.values():
         for job, different in _differences(members):
             job.rival = different
+
+
+def _uniform_kinds(pruning: dict[str, Any]) -> list[str]:
+    """The kinds of groups that the uniform network cuts, as ``Ranking.of_kinds`` has it."""
+    kinds, chosen = pruning["kinds"], pruning.get("uniform_kinds")
+    return [kind for kind in kinds if chosen is None or kind in chosen] or kinds
 
 
 def _differences(

@@ -169,6 +169,10 @@ def test_uniform_networks_of_policies_that_cut_other_kinds_are_not_averaged(tmp_
     found = {"base": 90.0, "uniform": 80.0, "pruned": 86.0}
     kinds = {"kinds": ["hidden", "stream"], "uniform_kinds": ["hidden"]}
     write_job(tmp_path / "global", "global", 0, found, **kinds)
+    # what the uniform network may cut of what the job may
+    found = {"base": 90.0, "uniform": 70.0, "pruned": 84.0}
+    kinds = {"kinds": ["value", "stream"], "uniform_kinds": ["hidden", "value"]}
+    write_job(tmp_path / "prioritized", "prioritized", 0, found, **kinds)
     write_job(tmp_path / "uniform", "uniform", 0, {"base": 90.0, "uniform": 80.0}, kinds=["hidden"])
     drops = comparison_table(read_runs([tmp_path])).set_index(["policy", "settings"])["drop"]
     assert drops.to_dict() == {
@@ -177,6 +181,8 @@ def test_uniform_networks_of_policies_that_cut_other_kinds_are_not_averaged(tmp_
         ("fine_grained", ""): 5.0,
         ("budgeted", ""): 5.0,
         ("global", ""): 4.0,
+        ("uniform", 'pruning.kinds=["value"]'): 20.0,
+        ("prioritized", ""): 6.0,
     }
 
 
