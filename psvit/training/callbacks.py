@@ -1,8 +1,10 @@
 """Lightning callbacks."""
 
+import io
 import logging
 import random
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +15,18 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from psvit.channels import Plan
+from psvit.files import write_whole
 from psvit.processes import from_all, rank, world_size
 from psvit.pruning.surgery import prune_
 
 _log = logging.getLogger(__name__)
+
+
+def save_whole(checkpoint: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint whole or not at all: a run may be killed, or the disk be full."""
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    write_whole(path, lambda temporary: temporary.write_bytes(buffer.getbuffer()))
 
 
 class PruneBeforeFit(Callback):
@@ -78,6 +88,28 @@ class MovingAverage(WeightAveraging):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # made before Lightning moved the network to its device
         self._average_model.to(pl_module.device)
+
+
+class StartCounts(Callback):
+    """Validates the network before its first step and saves it, so that epochs have to beat it.
+
+    A network whose weights were solved again may stand closer to the base network than anything
+    that a short fine-tuning finds.
+
+    Args:
+        path: gets ``state_dict`` and ``top1``, its share of correct answers on the validation
+            split. A training that goes on from a later checkpoint finds it there, and one that
+            validates nothing beforehand (Lightning's ``fast_dev_run``) writes none.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Lightning comes here too when it goes on from a later epoch
+        if trainer.is_global_zero and trainer.global_step == 0:
+            top1 = float(trainer.callback_metrics[f"{pl_module.prefix}/val_top1"])
+            save_whole({"state_dict": pl_module.state_dict(), "top1": top1}, self.path)
 
 
 class KeepRandomState(Callback):

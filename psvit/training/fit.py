@@ -1,6 +1,6 @@
 """One training through Lightning: averaging, checkpoints, and which weights are kept."""
 
-import io
+import logging
 import pickle
 import zipfile
 from collections.abc import Sequence
@@ -18,11 +18,18 @@ from rich.console import Console
 from torch import nn
 
 from psvit.errors import UserError
-from psvit.files import write_whole
 from psvit.processes import from_first, world_size
-from psvit.training.callbacks import EpochLines, KeepRandomState, MovingAverage
+from psvit.training.callbacks import (
+    EpochLines,
+    KeepRandomState,
+    MovingAverage,
+    StartCounts,
+    save_whole,
+)
 from psvit.training.module import Classifier
 from psvit.training.sync import SyncBatchNorms
+
+_log = logging.getLogger(__name__)
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -31,9 +38,7 @@ class WholeCheckpoints(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        buffer = io.BytesIO()
-        torch.save(checkpoint, buffer)
-        write_whole(Path(path), lambda temporary: temporary.write_bytes(buffer.getbuffer()))
+        save_whole(checkpoint, Path(path))
 
 
 def fit(
@@ -76,7 +81,9 @@ def fit(
             checkpoints, "last", save_on_train_epoch_end=True, enable_version_counter=False
         )
     ]
-    if recipe.keep == "best":
+    keeps_best = recipe.keep == "best"
+    start = checkpoints / "start.ckpt"
+    if keeps_best:
         best = ModelCheckpoint(
             checkpoints,
             "best",
@@ -99,11 +106,14 @@ def fit(
         max_epochs=recipe.epochs,
         logger=list(loggers),
         plugins=plugins,
+        # all batches before the first step; 2 is Lightning's own choice
+        num_sanity_val_steps=-1 if keeps_best else 2,
         default_root_dir=str(folder),
         callbacks=[
             RichProgressBar(leave=False) if bar else EpochLines(),
             KeepRandomState(),
             *callbacks,
+            *([StartCounts(start)] if keeps_best else []),
             *averaging,
             *savers,
         ],
@@ -120,6 +130,12 @@ def fit(
     # Lightning's `fast_dev_run` leaves none
     if _readable(kept):
         saved = torch.load(kept, map_location="cpu", weights_only=True)
+        if keeps_best and _readable(start):
+            before = torch.load(start, map_location="cpu", weights_only=True)
+            if before["top1"] >= best.best_model_score:
+                said = "%s: no epoch validates better than the network before the first, %.2f %%"
+                _log.info(said, module.prefix, 100 * before["top1"])
+                saved = before
         module.load_state_dict(saved["state_dict"])
     lightning.strategy.barrier()
     # `precision=64-true` and the like have changed it

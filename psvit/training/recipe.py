@@ -19,7 +19,8 @@ class Recipe:
         mixup, cutmix: alpha of the beta distribution that images are mixed by; 0 for none.
         ema_decay: of the exponential moving average of the weights, which is then what is
             validated and kept; None for no average.
-        keep: the ``last`` epoch's weights, or those ``best`` on the validation split.
+        keep: the ``last`` epoch's weights, or those ``best`` on the validation split, among which
+            the weights before the first epoch count.
         distill_weight: share of the loss that follows the teacher's outputs (0 to 1).
         distill_temperature: softens both outputs in it.
         distill_rates: weight of the squared difference of each neuron layer's firing rate.

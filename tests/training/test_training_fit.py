@@ -241,6 +241,33 @@ def test_a_damaged_checkpoint_is_one_line_and_stays(trainer, tmp_path):
         assert last.read_bytes() == data
 
 
+@pytest.mark.parametrize("decay", [None, 0.1])
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_network_that_only_gets_worse_stays_as_it_was(trainer, tmp_path, decay, killed):
+    network = small(**TINY)
+    plan = half_of_all(network)
+
+    def train(*callbacks):
+        # half of the labels: as good as an answer of one class can be
+        answering = small(**TINY)
+        answering.head.fc.weight.data.zero_()
+        answering.head.fc.bias.data.zero_()[2] = 1.0
+        recipe = Recipe(epochs=3, lr=5e-3, ema_decay=decay, keep="best")
+        callbacks = PruneBeforeFit(plan), Answer([0, 1, 2]), *callbacks
+        return prune(answering, plan), fit(
+            trainer, tmp_path, recipe, *callbacks, network=answering, data=skewed()
+        )
+
+    if killed:
+        with pytest.raises(Killed):
+            train(Kill(2))
+    follow = Follow()
+    before, kept = train(follow)
+    # the last epoch is as good, and comes later
+    assert follow.top1[-1] == pytest.approx(1 / 2)
+    assert same(kept.state_dict(), before.state_dict())
+
+
 class Poison(Callback):
     """A weight that is no number, in the second epoch."""
 
