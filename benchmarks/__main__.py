@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.inference import inference, training
+from benchmarks.neurons import neurons
 from benchmarks.sensitivity import memory, sensitivity
 from benchmarks.size import pruned, scaling
 from benchmarks.timing import Options, Result
@@ -14,7 +15,8 @@ from psvit.files import write_json, write_text
 from psvit.provenance import environment
 
 BENCHMARKS = {
-    run.__name__: run for run in (sensitivity, inference, training, pruned, memory, scaling)
+    run.__name__: run
+    for run in (sensitivity, neurons, inference, training, pruned, memory, scaling)
 }
 
 

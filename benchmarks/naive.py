@@ -33,13 +33,14 @@ def stock(network: nn.Module) -> nn.Module:
     for module in list(network.modules()):
         for name, child in module.named_children():
             if isinstance(child, LIF):
-                setattr(module, name, _stock_lif(child))
+                setattr(module, name, stock_lif(child))
             elif isinstance(child, IntegerLIF):
                 setattr(module, name, StockInteger(child))
     return network
 
 
-def _stock_lif(ours: LIF) -> nn.Module:
+def stock_lif(ours: LIF) -> nn.Module:
+    """spikingjelly's neuron in place of ours."""
     return neuron.LIFNode(
         tau=ours.tau,
         v_threshold=ours.v_threshold,
