@@ -15,6 +15,7 @@ from psvit.console import print_config, quiet_libraries
 from psvit.data import create_data
 from psvit.decide import decide, make_budget, round_budget
 from psvit.files import read_json, write_json, write_text
+from psvit.memory import keep_freed_memory
 from psvit.processes import from_first, rank
 from psvit.provenance import environment
 from psvit.pruning import allocation, prune
@@ -68,6 +69,7 @@ def _claimed_run(cfg: DictConfig, folder: Path, resumed: bool) -> dict[str, Any]
         print_config(cfg)
     seed_everything(cfg.seed, verbose=False)
     set_deterministic(cfg.trainer.deterministic)
+    keep_freed_memory()
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     data = create_data(cfg.dataset, cfg.seed)
