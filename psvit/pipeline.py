@@ -27,7 +27,7 @@ from psvit.report.files import read_run
 from psvit.report.loggers import close_loggers, logger_ids, open_loggers, wandb_run
 from psvit.report.table import print_table
 from psvit.resume import CONFIG, claimed, is_run_of, read_state, write_state
-from psvit.setup import build_network, check_pruning, set_deterministic
+from psvit.setup import build_network, check_pruning, rank_one_ratio, set_deterministic
 from psvit.stages import Stages
 
 _log = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ def _run(stages: Stages, network: nn.Module, trained: bool) -> None:
 
     # the importance of a channel is that of the trained network
     ranking = stages.rank(network)
-    one_ratio = ranking.of_kinds(cfg.pruning.uniform_kinds)
+    one_ratio = rank_one_ratio(cfg, stages.data, network, ranking)
     stages.uniform_curve(network, one_ratio)
     if cfg.pruning.name == "sensitivity":
         stages.sensitivity(network, ranking)

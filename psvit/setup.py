@@ -95,7 +95,11 @@ def _network(cfg: DictConfig, data: ImageData) -> tuple[nn.Module, bool]:
 
 
 def rank_channels(
-    cfg: DictConfig, data: ImageData, network: nn.Module, base: nn.Module | None = None
+    cfg: DictConfig,
+    data: ImageData,
+    network: nn.Module,
+    base: nn.Module | None = None,
+    importance: str | None = None,
 ) -> Ranking:
     """The groups that the config lets be pruned, each one's channels in order of importance.
 
@@ -104,15 +108,17 @@ def rank_channels(
         data: for the importances that need images.
         network: whose channels.
         base: what ``network`` was cut from, where it was: limits are shares of its groups.
+        importance: in place of the config's.
     """
     whole = None
     if base is not None and base is not network:
         whole = {name: group.size for name, group in base.channel_groups().items()}
     pruning = cfg.pruning
-    needs_images = pruning.importance in STATISTICS
+    importance = importance or pruning.importance
+    needs_images = importance in STATISTICS
     return Ranking(
         network,
-        pruning.importance,
+        importance,
         list(pruning.kinds),
         [*pruning.protect, *_not_analysed(pruning, network)],
         pruning.scope,
@@ -122,6 +128,17 @@ def rank_channels(
         seed=cfg.seed,
         whole=whole,
     )
+
+
+def rank_one_ratio(
+    cfg: DictConfig, data: ImageData, network: nn.Module, ranking: Ranking
+) -> Ranking:
+    """What the networks of one ratio are cut by: ``ranking`` but for what the config has of its own
+    for them, the importance or the kinds of groups."""
+    pruning = cfg.pruning
+    if pruning.uniform_importance not in (None, pruning.importance):
+        ranking = rank_channels(cfg, data, network, importance=pruning.uniform_importance)
+    return ranking.of_kinds(pruning.uniform_kinds)
 
 
 def _not_analysed(pruning: DictConfig, network: nn.Module) -> list[str]:
@@ -154,7 +171,7 @@ def check_pruning(cfg: DictConfig, data: ImageData, network: nn.Module) -> None:
     pruning = cfg.pruning
     available = len(data.train)
     calibrates = (
-        pruning.importance in STATISTICS
+        not STATISTICS.keys().isdisjoint([pruning.importance, pruning.uniform_importance])
         or pruning.get("recovery", "none") != "none"
         or pruning.sensitivity.method == "estimated"
         or mends_candidates(pruning)
@@ -166,9 +183,7 @@ def check_pruning(cfg: DictConfig, data: ImageData, network: nn.Module) -> None:
             f"expected at most the {available} training images",
         )
     # how many channels may go does not depend on which: the cheapest importance answers
-    ranking = rank_channels(
-        OmegaConf.merge(cfg, {"pruning": {"importance": "random"}}), data, network
-    )
+    ranking = rank_channels(cfg, data, network, importance="random")
     grid_points(ranking, [pruning.get("ratio", 0.0), *pruning.ratios])
     memory = {"memory": pruning.target_memory_saving} if pruning.target_memory_saving else {}
     # other resources take a forward pass to measure, and are checked when the plan is made

@@ -72,6 +72,7 @@ WRONG = {
     "finetune.distill_temperature=0": "above 0",
     "finetune.distill_rates=-1": "at least 0",
     "pruning.name=magic": "budgeted",
+    "pruning.uniform_importance=magic": "fisher",
     "pruning.ratios=[]": "(0, 1)",
     "pruning.ratios=0.5": "a list",
     "pruning.ratios=[0.5,1.0]": "(0, 1)",

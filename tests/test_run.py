@@ -164,6 +164,7 @@ def test_ours_stands_beside_one_ratio_for_the_kinds_that_others_cut(
         "pruning=budgeted",
         "pruning.recovery=none",
         "pruning.max_steps=1",
+        "pruning.calibration_images=50",
         "dataset.val_images=20",
         f"ckpt_path={folder}/base",
     )

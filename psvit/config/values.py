@@ -135,6 +135,10 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "pruning.large_share": (lambda x: _number(0.0, 1.0)(x) and x > 0.0, "a share in (0, 1]"),
     "pruning.importance": _one_of(IMPORTANCES),
+    "pruning.uniform_importance": (
+        lambda x: x is None or x in IMPORTANCES,
+        f"one of {', '.join(IMPORTANCES)}, or null",
+    ),
     "pruning.kinds": (_kinds, f"a list of {', '.join(KINDS)}"),
     "pruning.uniform_kinds": (
         lambda x: x is None or _kinds(x),

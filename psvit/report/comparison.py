@@ -182,6 +182,8 @@ def _rows(job: Job) -> list[dict[str, Any]]:
         done = [] if stage == "pruned" or recovery == NONE else [recovery]
         if policy == "uniform" != job.policy:
             line |= {"settings": _said(job.rival), "planned_for": NONE, "rounds": 1}
+            its_own = job.section("pruning").get("uniform_importance")
+            line["importance"] = its_own or own["importance"]
         else:
             line |= _prediction(job.results, stage)
             if stage == "finetuned":

@@ -63,7 +63,8 @@ def pareto(table: pd.DataFrame) -> Figure | None:
     """Drop in top-1 against memory saving; error bars are deviations over seeds.
 
     Lines join the targets of one policy, importance and recovery. The colour is the policy; dashes
-    are the recovery, or panels where there are many lines; each importance has panels of its own.
+    are the recovery, or panels where there are many lines; each importance has panels of its own
+    where a policy has several.
     A broad pale line is the front of a panel.
 
     Args:
@@ -78,7 +79,9 @@ def pareto(table: pd.DataFrame) -> Figure | None:
         return None
     recoveries = sorted(set(rows["recovery"]), key=_recovery_order)
     rows = rows.sort_values("recovery", key=lambda column: column.map(recoveries.index))
-    apart = [name for name in APART if rows[name].nunique() > 1]
+    # each policy may have an importance of its own
+    within = {"importance": rows.groupby("policy")["importance"].nunique().max()}
+    apart = [name for name in APART if within.get(name, rows[name].nunique()) > 1]
     crowded = rows.groupby(["policy", "recovery"]).ngroups > CROWDED and len(recoveries) > 1
     if crowded:
         apart.append("recovery")
@@ -102,6 +105,10 @@ def pareto(table: pd.DataFrame) -> Figure | None:
     figure.supxlabel("memory saving (% of the base network's parameters)", fontsize=8)
     figure.supylabel("drop in top-1 (points)", fontsize=8)
     handles = _handles(looks, {} if crowded else dashes, rows["seeds"])
+    if "importance" not in apart and rows["importance"].nunique() > 1:
+        used = rows.groupby("policy")["importance"].first()
+        for handle in handles[: len(looks)]:
+            handle.set_label(f"{handle.get_label()} ({used[handle.get_label()]})")
     figure.legend(handles=handles, loc="outside upper center", ncols=3 if len(panels) == 1 else 4)
     return figure
 

@@ -186,6 +186,17 @@ def test_uniform_networks_of_policies_that_cut_other_kinds_are_not_averaged(tmp_
     }
 
 
+def test_a_uniform_network_is_of_its_own_importance(tmp_path):
+    found = {"base": 90.0, "uniform": 80.0, "pruned": 85.0}
+    write_job(tmp_path / "0", "fine_grained", 0, found)
+    options = {"importance": "fisher", "uniform_importance": "l2"}
+    write_job(tmp_path / "1", "budgeted", 0, found, **options)
+    write_job(tmp_path / "2", "global", 0, {**found, "uniform": 70.0}, importance="fisher")
+    table = comparison_table(read_runs([tmp_path])).set_index(["policy", "importance"])
+    assert table.loc["uniform", "drop"].to_dict() == {"l2": 10.0, "fisher": 20.0}
+    assert table.loc[("budgeted", "fisher"), "drop"] == 5.0
+
+
 @pytest.mark.parametrize(("seeds", "rows"), [((0, 1), 1), ((0, 0), 2)])
 def test_a_base_network_for_each_seed_is_no_setting(tmp_path, seeds, rows):
     for number, seed in enumerate(seeds):

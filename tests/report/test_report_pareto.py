@@ -94,6 +94,16 @@ def test_importances_have_panels(tmp_path):
     assert titles(pareto(table)) == ["importance l2", "importance taylor"]
 
 
+def test_policies_of_different_importances_share_a_panel_and_say_which(tmp_path):
+    for policy, importance in (("fine_grained", "l2"), ("budgeted", "fisher")):
+        found = {"base": 90.0, "pruned": 85.0}
+        write_job(tmp_path / policy, policy, 0, found, importance=importance)
+    figure = pareto(comparison_table(read_runs([tmp_path])))
+    assert titles(figure) == [""]
+    named = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert {"fine_grained (l2)", "budgeted (fisher)"} <= set(named)
+
+
 def test_no_two_policies_look_alike():
     looks = [*LOOKS.values(), *MORE_LOOKS]
     assert len({to_hex(colour) for colour, _ in looks}) == len({m for _, m in looks}) == len(looks)
