@@ -1,6 +1,7 @@
 """Neurons alone: torch operations in place against spikingjelly's own."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ def neurons(options: Options) -> Iterator[Result]:
     """
     lif, integer = LIF(), IntegerLIF()
     kinds: dict[str, tuple[nn.Module, Callable[[Tensor], Tensor]]] = {
-        "LIF": (naive.stock_lif(lif), _in_place),
+        "LIF": (naive.stock_lif(lif), partial(_in_place, lif)),
         "integer": (naive.StockInteger(integer), integer),
     }
     batch = 512 if options.device.type == "cuda" else 32
@@ -35,11 +36,12 @@ def neurons(options: Options) -> Iterator[Result]:
                 )
 
 
-def _in_place(x: Tensor) -> Tensor:
-    """What an LIF does on the CPU, on any device."""
+def _in_place(lif: LIF, x: Tensor) -> Tensor:
+    """What an LIF at rest does on the CPU, on any device."""
+    values = 0.0, lif.tau, lif.v_threshold, lif.v_reset
     if torch.is_grad_enabled():
-        return _LIFTraining.apply(x, 0.0, 2.0, 1.0, 0.0, 4.0)[0]
-    return _lif_inference(x, 0.0, 2.0, 1.0, 0.0)[0]
+        return _LIFTraining.apply(x, *values, lif.surrogate_function.alpha)[0]
+    return _lif_inference(x, *values)[0]
 
 
 def _run(neuron: Callable[[Tensor], Tensor], inputs: Tensor, training: bool) -> Callable[[], None]:

@@ -104,11 +104,11 @@ def pareto(table: pd.DataFrame) -> Figure | None:
     _scale(axes[0], rows)
     figure.supxlabel("memory saving (% of the base network's parameters)", fontsize=8)
     figure.supylabel("drop in top-1 (points)", fontsize=8)
-    handles = _handles(looks, {} if crowded else dashes, rows["seeds"])
+    named = looks
     if "importance" not in apart and rows["importance"].nunique() > 1:
         used = rows.groupby("policy")["importance"].first()
-        for handle in handles[: len(looks)]:
-            handle.set_label(f"{handle.get_label()} ({used[handle.get_label()]})")
+        named = {f"{policy} ({used[policy]})": look for policy, look in looks.items()}
+    handles = _handles(named, {} if crowded else dashes, rows["seeds"])
     figure.legend(handles=handles, loc="outside upper center", ncols=3 if len(panels) == 1 else 4)
     return figure
 

@@ -1,6 +1,5 @@
 """Lightning callbacks."""
 
-import io
 import logging
 import random
 from collections.abc import Mapping
@@ -15,18 +14,10 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from psvit.channels import Plan
-from psvit.files import write_whole
 from psvit.processes import from_all, rank, world_size
 from psvit.pruning.surgery import prune_
 
 _log = logging.getLogger(__name__)
-
-
-def save_whole(checkpoint: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint whole or not at all: a run may be killed, or the disk be full."""
-    buffer = io.BytesIO()
-    torch.save(checkpoint, buffer)
-    write_whole(path, lambda temporary: temporary.write_bytes(buffer.getbuffer()))
 
 
 class PruneBeforeFit(Callback):
@@ -109,7 +100,8 @@ class StartCounts(Callback):
         # Lightning comes here too when it goes on from a later epoch
         if trainer.is_global_zero and trainer.global_step == 0:
             top1 = float(trainer.callback_metrics[f"{pl_module.prefix}/val_top1"])
-            save_whole({"state_dict": pl_module.state_dict(), "top1": top1}, self.path)
+            saved = {"state_dict": pl_module.state_dict(), "top1": top1}
+            trainer.strategy.checkpoint_io.save_checkpoint(saved, self.path)
 
 
 class KeepRandomState(Callback):

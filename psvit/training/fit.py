@@ -1,5 +1,6 @@
 """One training through Lightning: averaging, checkpoints, and which weights are kept."""
 
+import io
 import logging
 import pickle
 import zipfile
@@ -18,14 +19,9 @@ from rich.console import Console
 from torch import nn
 
 from psvit.errors import UserError
+from psvit.files import write_whole
 from psvit.processes import from_first, world_size
-from psvit.training.callbacks import (
-    EpochLines,
-    KeepRandomState,
-    MovingAverage,
-    StartCounts,
-    save_whole,
-)
+from psvit.training.callbacks import EpochLines, KeepRandomState, MovingAverage, StartCounts
 from psvit.training.module import Classifier
 from psvit.training.sync import SyncBatchNorms
 
@@ -38,7 +34,9 @@ class WholeCheckpoints(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        save_whole(checkpoint, Path(path))
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        write_whole(Path(path), lambda temporary: temporary.write_bytes(buffer.getbuffer()))
 
 
 def fit(
