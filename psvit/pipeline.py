@@ -27,7 +27,13 @@ from psvit.report.files import read_run
 from psvit.report.loggers import close_loggers, logger_ids, open_loggers, wandb_run
 from psvit.report.table import print_table
 from psvit.resume import CONFIG, claimed, is_run_of, read_state, write_state
-from psvit.setup import build_network, check_pruning, rank_one_ratio, set_deterministic
+from psvit.setup import (
+    build_network,
+    check_pruning,
+    load_teacher,
+    rank_one_ratio,
+    set_deterministic,
+)
 from psvit.stages import Stages
 
 _log = logging.getLogger(__name__)
@@ -75,6 +81,7 @@ def _claimed_run(cfg: DictConfig, folder: Path, resumed: bool) -> dict[str, Any]
     data = create_data(cfg.dataset, cfg.seed)
     network, trained = build_network(cfg, data)
     check_pruning(cfg, data, network)
+    teacher = load_teacher(cfg, data)
     config = OmegaConf.to_yaml(cfg, resolve=True)
     # of several processes the first one's word: the others' configs are without its loggers
     resumed = resumed or from_first(rank() == 0 and is_run_of(folder, config))
@@ -90,6 +97,7 @@ def _claimed_run(cfg: DictConfig, folder: Path, resumed: bool) -> dict[str, Any]
     failed = True
     try:
         stages = Stages(cfg, data, folder, loggers)
+        stages.teacher = teacher
         _run(stages, network, trained)
         stages.record.time_networks()
         (write_report if cfg.report == "full" else write_tables)(folder)

@@ -94,6 +94,24 @@ def _network(cfg: DictConfig, data: ImageData) -> tuple[nn.Module, bool]:
     return network, True
 
 
+def load_teacher(cfg: DictConfig, data: ImageData) -> nn.Module | None:
+    """The network that fine-tuning follows in place of the base network, if the config names one.
+
+    Raises:
+        UserError: the folder holds no network, or one of other images or classes.
+    """
+    folder = cfg.finetune.get("teacher")
+    if folder is None or not cfg.finetune.epochs:
+        return None
+    teacher, _ = checkpoint.load(folder, "finetune.teacher", cfg.model.get("module"))
+    for name in ("num_classes", "in_channels", "image_size"):
+        wanted = getattr(data, name)
+        if teacher.spec.get(name, wanted) != wanted:
+            reason = f"has {name}={teacher.spec[name]}; dataset={cfg.dataset.name} has {wanted}"
+            raise UserError("finetune.teacher", folder, reason)
+    return teacher
+
+
 def rank_channels(
     cfg: DictConfig,
     data: ImageData,

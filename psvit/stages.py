@@ -63,8 +63,9 @@ class Stages:
         self.device = torch.device("cuda" if on_gpu else "cpu")
         self.reuse = Reuse(cfg, data, folder)
         self.record = Record(cfg, data, folder, self.device, self.reuse)
-        # the network that everything is compared with, once it is trained
+        # what all is compared with, once it is trained; what fine-tuning follows, if not that
         self.base: nn.Module
+        self.teacher: nn.Module | None = None
         # the sensitivity tables so far
         self.tables: list[str] = []
 
@@ -83,7 +84,7 @@ class Stages:
     def finetune(self, network: nn.Module, plan: Plan, pruned: nn.Module) -> nn.Module:
         """Prune a copy of ``network`` inside Lightning and train on from ``pruned``'s weights."""
         recipe = Recipe(**self.cfg.finetune)
-        teacher = self.base if recipe.distills else None
+        teacher = (self.teacher or self.base) if recipe.distills else None
 
         def make(folder: Path) -> None:
             callback = PruneBeforeFit(plan, pruned.state_dict())

@@ -85,6 +85,11 @@ def test_debugging_serves_every_experiment(config, monkeypatch, debug, option):
         ),
         (["pruning=uniform", "pruning.rounds=2"], "rounds=2: expected 1 with a fixed"),
         (["trainer=ddp_cpu", "trainer.strategy=auto"], "devices=2: .*ddp"),
+        (["finetune.teacher=folder"], "teacher=folder: .*finetune.distill_weight"),
+        (
+            ["finetune=distill", "finetune.teacher=folder", "finetune.distill_rates=1"],
+            "teacher=folder: .*null with finetune.distill_rates",
+        ),
     ],
 )
 def test_what_nothing_would_follow(config, options, expected):
@@ -101,6 +106,25 @@ def test_a_gpu_that_is_not_there(config, monkeypatch, accelerator):
         check_config(config(f"trainer.accelerator={accelerator}"))
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     check_config(config(f"trainer.accelerator={accelerator}"))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["trainer=cpu"], "trainer=gpu"),
+        (["trainer=ddp"], "one device"),
+        (["trainer=gpu", "trainer.compile=true"], "compile=false"),
+        (["trainer=gpu", "trainer.accumulate_grad_batches=2"], "batches=1"),
+        (["trainer=gpu", "finetune.distill_rates=1"], "finetune.distill_rates=0"),
+    ],
+)
+def test_what_a_graph_cannot_do(config, monkeypatch, options, expected):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(UserError, match=f"cuda_graphs=True: expected false, or .*{expected}"):
+        check_config(config("trainer.cuda_graphs=true", *options))
+    check_config(config(*options))
+    check_config(config("trainer=gpu", "trainer.cuda_graphs=true"))
 
 
 @pytest.mark.parametrize(

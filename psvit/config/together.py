@@ -49,6 +49,23 @@ def _check_trainer(cfg: DictConfig) -> None:
         raise UserError(
             "trainer.devices", devices, "expected 1; trainer=ddp or ddp_cpu has a process for each"
         )
+    if cfg.trainer.cuda_graphs:
+        _check_graphs(cfg)
+
+
+def _check_graphs(cfg: DictConfig) -> None:
+    """What a recorded training step cannot do."""
+    reasons = {
+        "trainer=gpu": cfg.trainer.accelerator == "cpu",
+        "one device": devices_of(cfg) > 1,
+        "trainer.compile=false": cfg.trainer.compile,
+        # a replay writes its gradients where the last one's are
+        "trainer.accumulate_grad_batches=1": cfg.trainer.accumulate_grad_batches > 1,
+        "finetune.distill_rates=0": cfg.finetune.get("distill_rates", 0.0) > 0,
+    }
+    for needed, missing in reasons.items():
+        if missing:
+            raise UserError("trainer.cuda_graphs", True, f"expected false, or {needed}")
 
 
 def _check_sensitivity(cfg: DictConfig) -> None:
@@ -81,6 +98,12 @@ def _check_schedules(cfg: DictConfig) -> None:
     used = cfg.train and not (cfg.pruning.name == "none" and cfg.ckpt_path is None)
     if cfg.finetune.epochs and has_recipe and used:
         schedules.append(("finetune", cfg.finetune, "finetune.epochs", cfg.finetune.epochs))
+    teacher = cfg.finetune.get("teacher")
+    if teacher is not None and not cfg.finetune.distill_weight:
+        raise UserError("finetune.teacher", teacher, "expected null, or a finetune.distill_weight")
+    if teacher is not None and cfg.finetune.distill_rates:
+        reason = "expected null with finetune.distill_rates: another network has other neurons"
+        raise UserError("finetune.teacher", teacher, reason)
     for group, recipe, option, epochs in schedules:
         if recipe.warmup_epochs >= epochs:
             raise UserError(

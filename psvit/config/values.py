@@ -190,6 +190,7 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "trainer.sync_batchnorm": (lambda x: isinstance(x, bool), "true or false"),
     "trainer.compile": (lambda x: isinstance(x, bool), "true or false"),
+    "trainer.cuda_graphs": (lambda x: isinstance(x, bool), "true or false"),
     "trainer.accumulate_grad_batches": (_whole(1), "a whole number of at least 1"),
     "trainer.precision": (lambda x: str(x) in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
     "trainer.gradient_clip_val": (
@@ -203,6 +204,10 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "trainer.max_epochs": (_whole(1), "a whole number of at least 1"),
     **{f"training.{name}": check for name, check in _RECIPE.items()},
     **{f"finetune.{name}": check for name, check in _RECIPE.items()},
+    "finetune.teacher": (
+        lambda x: x is None or (isinstance(x, str) and x != ""),
+        "a folder with a network, or null",
+    ),
     "finetune.distill_weight": (_number(0.0, 1.0), "a share in [0, 1]"),
     "finetune.distill_temperature": (_number(1e-3, 1e3), "a number above 0"),
     "finetune.distill_rates": (_number(0.0, 1e6), "a number of at least 0"),

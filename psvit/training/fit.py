@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from lightning import Callback, LightningDataModule
+from lightning import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import TorchCheckpointIO
@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from torch import nn
 
+from psvit.data import ImageData
 from psvit.errors import UserError
 from psvit.files import write_whole
 from psvit.processes import from_first, world_size
@@ -41,7 +42,7 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 def fit(
     module: Classifier,
-    data: LightningDataModule,
+    data: ImageData,
     trainer: DictConfig,
     folder: Path,
     loggers: Sequence[Logger],
@@ -94,6 +95,9 @@ def fit(
     options = OmegaConf.to_container(trainer, resolve=True)
     if options.pop("compile"):
         module.compile_network()
+    if options.pop("cuda_graphs"):
+        image, _ = data.val[0]
+        module.graph_network(image.repeat(data.cfg.batch_size, *[1] * image.dim()))
     plugins: list[Any] = [WholeCheckpoints()]
     if options.pop("sync_batchnorm") and world_size() > 1:
         plugins.append(SyncBatchNorms(on_gpu=options["accelerator"] != "cpu"))

@@ -1,5 +1,7 @@
 """Training as a LightningModule."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from psvit.errors import UserError
 from psvit.processes import by_shares, world_size
 from psvit.training.distillation import distillation_loss, firing_rates, rates_loss
+from psvit.training.graphs import GraphedNetwork
 from psvit.training.recipe import Recipe
 
 
@@ -44,8 +47,10 @@ class Classifier(LightningModule):
         self.recipe = recipe
         self.prefix = prefix
         # in a tuple, so that it is neither optimised nor averaged nor saved with the network
-        self._teacher = (teacher,)
+        self._teacher: tuple[nn.Module | GraphedNetwork | None] = (teacher and teacher.eval(),)
         self._compiled: tuple[nn.Module] | None = None
+        self._graphed: GraphedNetwork | None = None
+        self._to_record: Tensor | None = None
         self.loss = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
         self.mix = None
         if recipe.mixup or recipe.cutmix:
@@ -66,7 +71,27 @@ class Classifier(LightningModule):
         """
         self._compiled = (torch.compile(self.network),)
 
+    def graph_network(self, images: Tensor) -> None:
+        """Replay the passes of training steps as CUDA graphs, for batches such as ``images``."""
+        self._to_record = images
+
+    def on_train_start(self) -> None:
+        (teacher,) = self._teacher
+        if isinstance(teacher, nn.Module):
+            teacher.to(self.device)
+        # now, as the threads of a loader may not work on the GPU meanwhile
+        if self._to_record is not None:
+            precision = self.trainer.precision_plugin
+            images = precision.convert_input(self._to_record.to(self.device))
+            with precision.forward_context():
+                self._graphed = GraphedNetwork(self.network, images)
+                if isinstance(teacher, nn.Module):
+                    with torch.no_grad():
+                        self._teacher = (GraphedNetwork(teacher, images),)
+
     def forward(self, images: Tensor) -> Tensor:
+        if self.training and self._graphed is not None:
+            return self._graphed(images)
         network = self.network if self._compiled is None else self._compiled[0]
         return network(images)
 
@@ -110,13 +135,17 @@ class Classifier(LightningModule):
                 "lower one, a longer warm-up, or trainer.gradient_clip_val=1",
             )
 
-    def _distil(self, teacher: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def _distil(
+        self, teacher: nn.Module | GraphedNetwork, images: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Logits, and the loss against both labels and teacher."""
         recipe = self.recipe
-        teacher = teacher.to(images.device).eval()
-        with torch.no_grad(), firing_rates(teacher) as teacher_rates:
+        # the hooks that watch would not run when graphs are replayed
+        watched: Callable[[Any], AbstractContextManager[dict[str, Tensor]]]
+        watched = firing_rates if recipe.distill_rates else lambda _: nullcontext({})
+        with torch.no_grad(), watched(teacher) as teacher_rates:
             taught = teacher(images)
-        with firing_rates(self.network) as rates:
+        with watched(self.network) as rates:
             logits = self(images)
         loss = (1.0 - recipe.distill_weight) * self.loss(logits, targets)
         loss = loss + recipe.distill_weight * distillation_loss(

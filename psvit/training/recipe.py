@@ -21,6 +21,7 @@ class Recipe:
             validated and kept; None for no average.
         keep: the ``last`` epoch's weights, or those ``best`` on the validation split, among which
             the weights before the first epoch count.
+        teacher: folder of the network to follow; None for the base network.
         distill_weight: share of the loss that follows the teacher's outputs (0 to 1).
         distill_temperature: softens both outputs in it.
         distill_rates: weight of the squared difference of each neuron layer's firing rate.
@@ -36,6 +37,7 @@ class Recipe:
     cutmix: float = 0.0
     ema_decay: float | None = None
     keep: str = "last"
+    teacher: str | None = None
     distill_weight: float = 0.0
     distill_temperature: float = 1.0
     distill_rates: float = 0.0

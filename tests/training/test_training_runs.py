@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from psvit.channels import Plan
+from psvit.errors import UserError
 from psvit.pipeline import run
 from psvit.pruning import checkpoint, prune
 
@@ -63,3 +64,33 @@ def test_the_recipe_of_imagenet(config, tiny_run, folder, tmp_path):
     recipe += ("finetune.keep=last",)
     run(config(*tiny_run, *QUICK, *recipe), tmp_path)
     check(tmp_path, folder / "base")
+
+
+def test_another_teacher(config, tiny_run, folder, tmp_path):
+    options = (*tiny_run, *QUICK, f"ckpt_path={folder}/base", "finetune=distill")
+    options += ("finetune.epochs=1", "finetune.distill_weight=1")
+    found = []
+    for teacher in ("null", folder / "finetuned"):
+        out = tmp_path / f"run{len(found)}"
+        run(config(*options, f"finetune.teacher={teacher}"), out)
+        check(out, folder / "base")
+        found.append(checkpoint.load(out / "finetuned")[0].state_dict())
+    assert any(not torch.equal(x, found[1][name]) for name, x in found[0].items())
+
+
+@pytest.mark.parametrize(
+    ("teacher", "override", "expected"),
+    [
+        ("nowhere", "seed=0", "no model.safetensors there"),
+        ("base", "dataset.image_size=32", "has image_size=16; dataset=digits has 32"),
+    ],
+)
+def test_a_teacher_that_cannot_teach(
+    config, tiny_run, folder, tmp_path, teacher, override, expected
+):
+    options = (*tiny_run, *QUICK, "finetune=distill", "finetune.epochs=1", override)
+    with pytest.raises(UserError, match=expected) as error:
+        run(config(*options, f"finetune.teacher={folder / teacher}"), tmp_path / "run")
+    assert str(error.value).startswith("finetune.teacher=")
+    # before anything is trained
+    assert not (tmp_path / "run").exists() or not list((tmp_path / "run").rglob("*.safetensors"))
