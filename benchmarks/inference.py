@@ -1,6 +1,6 @@
 """Inference and training of the same network: ours, and with spikingjelly's own neurons."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +9,7 @@ from torch import nn
 from benchmarks import naive, networks
 from benchmarks.timing import Options, Result, compare, peak_bytes, result
 from psvit.inference import optimize_for_inference
+from psvit.training.graphs import GraphedNetwork
 
 FAMILIES = (
     "meta_spikeformer_15m",
@@ -49,14 +50,24 @@ def training(options: Options) -> list[Result]:
         name = f"training memory, small, T {time_steps}"
         detail = f"{before / 1e6:.1f} MB to {after / 1e6:.1f} MB"
         results.append(result(name, [after / before], 1.0, at_most=True, detail=detail))
+        if options.device.type == "cuda":
+            replayed = _step(network, batch, GraphedNetwork(network, batch))
+            name = f"training step, small, T {time_steps}, as CUDA graphs"
+            results.append(compare(name, theirs, replayed, None, options))
     return results
 
 
-def _step(network: nn.Module, batch: torch.Tensor):
+def _step(
+    network: nn.Module,
+    batch: torch.Tensor,
+    passes: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> Callable[[], None]:
+    """A step of ``network``; ``passes`` runs it, if not it itself."""
+    passes = passes or network
     labels = torch.zeros(len(batch), dtype=torch.long, device=batch.device)
 
     def run() -> None:
         network.zero_grad()
-        F.cross_entropy(network(batch), labels).backward()
+        F.cross_entropy(passes(batch), labels).backward()
 
     return run
