@@ -103,11 +103,16 @@ def load_teacher(cfg: DictConfig, data: ImageData) -> nn.Module | None:
     folder = cfg.finetune.get("teacher")
     if folder is None or not cfg.finetune.epochs:
         return None
-    teacher, _ = checkpoint.load(folder, "finetune.teacher", cfg.model.get("module"))
+    teacher, about = checkpoint.load(folder, "finetune.teacher", cfg.model.get("module"))
     for name in ("num_classes", "in_channels", "image_size"):
         wanted = getattr(data, name)
         if teacher.spec.get(name, wanted) != wanted:
             reason = f"has {name}={teacher.spec[name]}; dataset={cfg.dataset.name} has {wanted}"
+            raise UserError("finetune.teacher", folder, reason)
+    taught = about.get("classes") or data.class_names
+    for theirs, ours in zip(taught, data.class_names, strict=True):
+        if theirs != ours:
+            reason = f"knows a class {theirs} where dataset={cfg.dataset.name} has {ours}"
             raise UserError("finetune.teacher", folder, reason)
     return teacher
 

@@ -1,6 +1,7 @@
 """Runs of the whole program with the recipes that its configs offer."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ QUICK = (
     "logger=none",
     "report=tables",
 )
+CIFAR10 = Path(__file__).parents[2] / "experiments/cifar10/e_spikeformer"
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +85,7 @@ def test_another_teacher(config, tiny_run, folder, tmp_path):
     [
         ("nowhere", "seed=0", "no model.safetensors there"),
         ("base", "dataset.image_size=32", "has image_size=16; dataset=digits has 32"),
+        (CIFAR10, "dataset.image_size=32", "knows a class airplane where dataset=digits has 0"),
     ],
 )
 def test_a_teacher_that_cannot_teach(
