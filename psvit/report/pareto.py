@@ -161,10 +161,11 @@ def _scale(axis: Axes, rows: pd.DataFrame) -> None:
     deviation = rows["drop_sd"].fillna(0)
     low, high = min(0.0, (rows["drop"] - deviation).min()), (rows["drop"] + deviation).max()
     if high > 10:
-        axis.set_yscale("function", functions=(_root, lambda y: np.sign(y) * np.square(y)))
+        axis.set_yscale("function", functions=(_root, _square))
         ticks = [tick for tick in (0, 1, 2, 5, 10, 20, 40, 60, 80) if tick <= high]
         axis.set_yticks(ticks, [str(tick) for tick in ticks])
-        axis.set_ylim(1.08 * high, min(-0.3, 1.5 * low))
+        room = 0.06 * (_root(high) - _root(low))
+        axis.set_ylim(_square(_root(high) + room), _square(_root(low) - room))
     else:
         room = 0.06 * max(high - low, 1.0)
         axis.set_ylim(high + room, low - room)
@@ -173,6 +174,10 @@ def _scale(axis: Axes, rows: pd.DataFrame) -> None:
 
 def _root(y: np.ndarray) -> np.ndarray:
     return np.sign(y) * np.sqrt(np.abs(y))
+
+
+def _square(y: np.ndarray) -> np.ndarray:
+    return np.sign(y) * np.square(y)
 
 
 def _looks(policies: Iterable[str]) -> dict[str, tuple[str, str]]:
