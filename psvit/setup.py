@@ -4,6 +4,7 @@ import fnmatch
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -70,13 +71,8 @@ def _network(cfg: DictConfig, data: ImageData) -> tuple[nn.Module, bool]:
             reason = f"{error.value}: {error.expected}"
             raise UserError("ckpt_path", cfg.ckpt_path, reason) from error
     network, _ = checkpoint.load(cfg.ckpt_path, module=values.get("module"))
-    for name in ("name", "num_classes", "in_channels", "image_size"):
-        if network.spec.get(name, values[name]) != values[name]:
-            raise UserError(
-                "ckpt_path",
-                cfg.ckpt_path,
-                f"its network has {name}={network.spec[name]}, this run asks for {values[name]}",
-            )
+    asked = {name: values[name] for name in ("name", "num_classes", "in_channels", "image_size")}
+    _check_asked("ckpt_path", cfg.ckpt_path, network, asked)
     if cfg.ckpt_time_steps is not None:
         # weights serve any number of them
         network.time_steps = cfg.ckpt_time_steps
@@ -94,6 +90,14 @@ def _network(cfg: DictConfig, data: ImageData) -> tuple[nn.Module, bool]:
     return network, True
 
 
+def _check_asked(option: str, folder: str, network: nn.Module, asked: dict[str, Any]) -> None:
+    """Raise a UserError where a loaded network is another than this run asks for."""
+    for name, value in asked.items():
+        if network.spec.get(name, value) != value:
+            reason = f"its network has {name}={network.spec[name]}, this run asks for {value}"
+            raise UserError(option, folder, reason)
+
+
 def load_teacher(cfg: DictConfig, data: ImageData) -> nn.Module | None:
     """The network that fine-tuning follows in place of the base network, if the config names one.
 
@@ -104,11 +108,8 @@ def load_teacher(cfg: DictConfig, data: ImageData) -> nn.Module | None:
     if folder is None or not cfg.finetune.epochs:
         return None
     teacher, about = checkpoint.load(folder, "finetune.teacher", cfg.model.get("module"))
-    for name in ("num_classes", "in_channels", "image_size"):
-        wanted = getattr(data, name)
-        if teacher.spec.get(name, wanted) != wanted:
-            reason = f"has {name}={teacher.spec[name]}; dataset={cfg.dataset.name} has {wanted}"
-            raise UserError("finetune.teacher", folder, reason)
+    asked = {name: getattr(data, name) for name in ("num_classes", "in_channels", "image_size")}
+    _check_asked("finetune.teacher", folder, teacher, asked)
     taught = about.get("classes") or data.class_names
     for theirs, ours in zip(taught, data.class_names, strict=True):
         if theirs != ours:

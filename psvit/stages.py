@@ -63,11 +63,10 @@ class Stages:
         self.device = torch.device("cuda" if on_gpu else "cpu")
         self.reuse = Reuse(cfg, data, folder)
         self.record = Record(cfg, data, folder, self.device, self.reuse)
-        # what all is compared with, once it is trained; what fine-tuning follows, if not that
+        # the network that all is compared with, once it is trained; who teaches, if not that one
         self.base: nn.Module
         self.teacher: nn.Module | None = None
-        # the sensitivity tables so far
-        self.tables: list[str] = []
+        self.tables: list[str] = []  # of sensitivity, so far
 
     def train_base(self, network: nn.Module) -> nn.Module:
         """Train the base network, or take the weights of a run that trained the same one."""

@@ -84,7 +84,7 @@ def test_another_teacher(config, tiny_run, folder, tmp_path):
     ("teacher", "override", "expected"),
     [
         ("nowhere", "seed=0", "no model.safetensors there"),
-        ("base", "dataset.image_size=32", "has image_size=16; dataset=digits has 32"),
+        ("base", "dataset.image_size=32", "has image_size=16, this run asks for 32"),
         (CIFAR10, "dataset.image_size=32", "knows a class airplane where dataset=digits has 0"),
     ],
 )
