@@ -2,11 +2,18 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+
+from psvit.memory import keep_freed_memory
+
+Timer = Callable[[], float]
 
 
 @dataclass(frozen=True)
@@ -68,15 +75,52 @@ def compare(
 
     ``part``: the share of the work that ``theirs`` does.
     """
-    if warm_up:
-        theirs(), ours()
-    pairs = [
-        (seconds(theirs, options.device) / part, seconds(ours, options.device))
-        for _ in range(options.repeats)
-    ]
+    with (
+        _timer(theirs, options.device, keeps=False) as time_theirs,
+        _timer(ours, options.device, keeps=True) as time_ours,
+    ):
+        if warm_up:
+            time_theirs(), time_ours()
+        pairs = [(time_theirs() / part, time_ours()) for _ in range(options.repeats)]
     slow, fast = (statistics.median(times) for times in zip(*pairs, strict=True))
     detail = f"{1e3 * slow:,.1f} ms against {1e3 * fast:,.1f} ms"
     return result(name, [slow / fast for slow, fast in pairs], target, detail=detail)
+
+
+@contextmanager
+def _timer(run: Callable[[], object], device: torch.device, keeps: bool) -> Iterator[Timer]:
+    """``seconds`` of ``run``, in a process of its own that handles memory as its user's does.
+
+    ``keeps``: glibc keeps freed memory there, as ``run.py`` tells it to.
+    """
+    if device.type != "cpu" or torch.get_num_threads() > 1:
+        # neither CUDA nor the threads of OpenMP come along into a fork
+        yield partial(seconds, run, device)
+        return
+    context = get_context("fork")
+    here, there = context.Pipe()
+
+    def serve() -> None:
+        if keeps:
+            keep_freed_memory()
+        while True:
+            there.recv()
+            there.send(seconds(run, device))
+
+    process = context.Process(target=serve, daemon=True)
+    process.start()
+    # so that the end of the process ends the waiting for it
+    there.close()
+
+    def ask() -> float:
+        here.send(None)
+        return here.recv()
+
+    try:
+        yield ask
+    finally:
+        process.kill()
+        process.join()
 
 
 def result(name: str, ratios: list[float], target: float | None, **more: object) -> Result:

@@ -1,10 +1,13 @@
 """The benchmarks' naive way is the same computation, and their memory figure is right."""
 
+import os
+
+import pytest
 import torch
 
-from benchmarks import naive, networks
+from benchmarks import naive, networks, timing
 from benchmarks.size import _pruned
-from benchmarks.timing import peak_bytes, result
+from benchmarks.timing import Options, compare, peak_bytes, result
 from psvit.measure.footprint import memory_saving, parameters
 from psvit.neurons import LIF, IntegerLIF
 from psvit.pruning.allocation import uniform
@@ -51,3 +54,25 @@ def test_a_result_is_the_median_and_knows_its_target():
     assert (row.ratio, row.spread, row.met) == (2.0, 2.0, True)
     assert result("x", [2.0], 1.5, at_most=True).met is False
     assert result("x", [2.0], None).met is None
+
+
+def test_each_side_runs_in_a_process_of_its_own_and_ours_keeps_memory(tmp_path, monkeypatch):
+    def side(name):
+        return lambda: (tmp_path / name).open("a").write(f"{os.getpid()} ")
+
+    told = side("keeps")
+    monkeypatch.setattr(timing, "keep_freed_memory", told)
+    options = Options(CPU, repeats=2, quick=True)
+    compare("x", side("theirs"), side("ours"), None, options)
+    theirs, ours, keeps = (
+        (tmp_path / name).read_text().split() for name in ("theirs", "ours", "keeps")
+    )
+    # the first of three warms up
+    assert len(theirs) == len(ours) == 3
+    assert len({*theirs, *ours, str(os.getpid())}) == 3
+    assert keeps == ours[:1]
+
+
+def test_a_side_that_fails_ends_the_comparison():
+    with pytest.raises(EOFError):
+        compare("x", lambda: 1 / 0, lambda: None, None, Options(CPU, repeats=1, quick=True))
