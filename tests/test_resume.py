@@ -49,7 +49,8 @@ def until(path, pattern, process):
 
 def test_killed_then_told_to_stop_then_to_the_end(whole, tmp_path, tiny_run):
     folder = tmp_path / "run"
-    process = start(tmp_path, f"hydra.run.dir={folder}", *tiny_run, *JOB, "paths.cache_dir=null")
+    overrides = (*tiny_run, *JOB, "paths.cache_dir=null", "report=tables")
+    process = start(tmp_path, f"hydra.run.dir={folder}", *overrides)
     try:
         # while it trains
         until(folder, "stages/base/*.partial/checkpoints/base/last.ckpt", process)
