@@ -129,9 +129,11 @@ def _solve(
             return cut, {name: float(cost[name][level]) for name, level in chosen.items()}
         # groups that share a layer save less together than the sum of what each saves alone
         for resource, target in wanted.targets.items():
-            allowed = budget.base[resource] * (1.0 - target)
-            short = budget.spent(resource, reached) - allowed
-            goals[resource] += max(short, 0.0)
+            short = budget.spent(resource, reached) - budget.base[resource] * (1.0 - target)
+            if short > 0:
+                predicted = sum(saved[resource][name][level] for name, level in chosen.items())
+                # more than this choice was to save, or it would be chosen again
+                goals[resource] = max(goals[resource] + short, predicted * (1.0 + 1e-5))
     resource, target = next(iter(budget.targets.items()))
     raise UserError(
         option(resource),
