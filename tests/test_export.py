@@ -12,7 +12,7 @@ from psvit.neurons import LIF, IntegerLIF, reset_state
 from psvit.pruning import prune
 
 
-# networks that are not pruned: tests/test_export_command.py, and tests/test_docs.py for a whole run's
+# uncut networks: tests/test_export_command.py, and tests/test_docs.py for a whole run's
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_pruned_family_answers_as_in_torch(name):
     # an E-SpikeFormer as it is released
