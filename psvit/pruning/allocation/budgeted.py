@@ -132,7 +132,8 @@ def _solve(
             short = budget.spent(resource, reached) - budget.base[resource] * (1.0 - target)
             if short > 0:
                 predicted = sum(saved[resource][name][level] for name, level in chosen.items())
-                # more than this choice was to save, or it would be chosen again
+                # more than this choice was to save, and than the solver's tolerance of 1e-6, or it
+                # would be chosen again
                 goals[resource] = max(goals[resource] + short, predicted * (1.0 + 1e-5))
     resource, target = next(iter(budget.targets.items()))
     raise UserError(
