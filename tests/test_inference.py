@@ -138,6 +138,23 @@ def test_a_pointwise_convolution_is_a_matrix_product(shape, order):
     assert found.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_a_large_pointwise_convolution_has_its_own_way(order, bias):
+    torch.manual_seed(0)
+    layer = nn.Sequential(nn.Conv2d(64, 72, 1, bias=bias))
+    fast = optimize_for_inference(layer)
+    x = torch.randn(2, 64, 32, 32).to(memory_format=order)
+    with torch.no_grad():
+        found = fast(x)
+        assert (found - layer.double()(x.double())).abs().max() < 1e-5
+        # a mask of the weights, as the sensitivity analysis sets it, is seen at once
+        fast[0].weight[3] = 0
+        assert fast(x)[:, 3].unique().numel() == 1
+    assert found.dtype == torch.float32
+    assert found.is_contiguous(memory_format=torch.channels_last)
+
+
 @pytest.mark.parametrize("options", [{"stride": 2}, {"padding": 1}, {"groups": 2}])
 def test_other_convolutions_stay(options):
     layer = optimize_for_inference(nn.Sequential(nn.Conv2d(4, 4, 1, **options)))
