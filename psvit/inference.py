@@ -6,12 +6,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils.flop_counter import conv_flop_count, flop_registry, register_flop_formula
 
 from psvit.models.layers import RepConv
 from psvit.neurons import reset_state
 
 # multiplications of a 1x1 convolution behind which oneDNN is the faster on a CPU (docs/speed.md)
 _LARGE = 2**23
+
+if torch.ops.aten.mkldnn_convolution not in flop_registry:
+    # torch's counter of operations knows the convolution by its other name only
+
+    @register_flop_formula(torch.ops.aten.mkldnn_convolution)
+    def _flops(x_shape, w_shape, *args, out_shape, **kwargs) -> int:
+        return conv_flop_count(x_shape, w_shape, out_shape)
 
 
 def optimize_for_inference(model: nn.Module) -> nn.Module:

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from psvit.channels import Plan
 from psvit.inference import Pointwise, optimize_for_inference
@@ -146,7 +147,9 @@ def test_a_large_pointwise_convolution_has_its_own_way(order, bias):
     fast = optimize_for_inference(layer)
     x = torch.randn(2, 64, 32, 32).to(memory_format=order)
     with torch.no_grad():
-        found = fast(x)
+        with FlopCounterMode(display=False) as counter:
+            found = fast(x)
+        assert counter.get_total_flops() == 2 * 2 * 64 * 72 * 32 * 32
         assert (found - layer.double()(x.double())).abs().max() < 1e-5
         # a mask of the weights, as the sensitivity analysis sets it, is seen at once
         fast[0].weight[3] = 0
