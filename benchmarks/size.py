@@ -24,7 +24,7 @@ def pruned(options: Options) -> Iterator[Result]:
     """The share of the MACs saved that is saved in time, at batch 1 and 32."""
     for count, size in ((1, 64 if options.quick else 224), (4 if options.quick else 32, 64)):
         base = networks.network("meta_spikeformer_15m", options.device, image_size=size)
-        for round_to in (1, 8):
+        for round_to in (1, 8, 16):
             for saving in SAVINGS:
                 small = _pruned(base, saving, round_to)
                 macs = count_macs(small) / count_macs(base)
