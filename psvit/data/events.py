@@ -19,7 +19,7 @@ from torch import Tensor
 from torchvision.datasets import DatasetFolder
 from torchvision.datasets.utils import check_integrity
 
-from psvit.data.files import read_all
+from psvit.data.files import garbage_kept, read_all
 from psvit.data.labelled import Labelled, Source
 from psvit.errors import UserError
 
@@ -247,6 +247,7 @@ def _check_classes(layout: Layout, root: Path) -> None:
                 )
 
 
+@garbage_kept()  # both we and spikingjelly read recordings with threads
 def _make_frames(layout: Layout, root: Path, folder: Path, frames: int) -> None:
     height, width = layout.reader.get_H_W()
 

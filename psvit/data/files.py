@@ -1,9 +1,11 @@
 """Reading image files, and other files that may be broken."""
 
+import gc
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -62,6 +64,24 @@ def read_all(
     if bad:
         raise unreadable(*bad[0], root, kind, len(bad))
     return [result for result in results if not isinstance(result, Exception)]
+
+
+@contextmanager
+def garbage_kept() -> Iterator[None]:
+    """Collects no garbage inside: for threads that read numpy's files.
+
+    numpy parses the head of an array with ``ast``, and Python 3.11 counts the depth of that for all
+    threads together (https://github.com/python/cpython/issues/106905). A collection in the middle
+    of it can let another thread in, which reads a head as well, and the first ends with
+    "SystemError: AST constructor recursion depth mismatch". Cyclic garbage of reading is little.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def unreadable(

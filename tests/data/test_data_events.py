@@ -1,5 +1,8 @@
 """Event datasets, read by spikingjelly from tiny recordings in their own file formats."""
 
+import ast
+import gc
+import shutil
 import sys
 from collections import Counter
 
@@ -19,7 +22,7 @@ from recordings import (
     zip_archives,
 )
 
-from psvit.data import create_data, events
+from psvit.data import create_data, events, files
 from psvit.data.events import GESTURES, LAYOUTS
 from psvit.errors import UserError
 from psvit.pipeline import run
@@ -62,6 +65,27 @@ def test_frames_are_the_events_counted_by_hand(written, name):
     assert frames.shape == (len(labels), 3, 2, side, side) and frames.dtype == torch.float32
     # some pixels have more than one event, and both polarities are there
     assert frames.max() > 1 and (frames.sum((0, 1, 3, 4)) > 0).all()
+
+
+def test_no_thread_disturbs_another_ones_reading(written, tmp_path, monkeypatch):
+    """Parsing in the midst of numpy's parsing, as other threads may, ends it up to Python 3.11."""
+    open_tiny(written, "n_mnist")
+    shutil.copytree(written("n_mnist")[1] / "events_np", tmp_path / "events_np")
+    monkeypatch.setattr(files, "THUMBNAIL_BYTES", 0)  # so that we read with threads, too
+
+    def parse(phase, _):
+        if phase == "start":
+            ast.literal_eval("[{}]")
+
+    threshold = gc.get_threshold()
+    gc.callbacks.append(parse)
+    gc.set_threshold(1, 1000, 1000)
+    try:
+        data = load_data("n_mnist", root=str(tmp_path), **TINY, image_size=34, **STILL)
+    finally:
+        gc.set_threshold(*threshold)
+        gc.callbacks.remove(parse)
+    assert len(data.train.images) and gc.isenabled()
 
 
 def test_five_events_in_two_frames(tmp_path):
