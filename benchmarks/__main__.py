@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.inference import inference, training
+from benchmarks.inference import compiled, inference, training
 from benchmarks.neurons import neurons
 from benchmarks.sensitivity import memory, sensitivity
 from benchmarks.size import pruned, scaling
@@ -16,7 +16,7 @@ from psvit.provenance import environment
 
 BENCHMARKS = {
     run.__name__: run
-    for run in (sensitivity, neurons, inference, training, pruned, memory, scaling)
+    for run in (sensitivity, neurons, inference, training, pruned, memory, scaling, compiled)
 }
 
 

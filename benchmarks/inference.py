@@ -7,8 +7,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks import naive, networks
-from benchmarks.timing import Options, Result, compare, peak_bytes, result
+from benchmarks.timing import Options, Result, compare, peak_bytes, result, seconds
+from psvit.compiled import compile_neurons
 from psvit.inference import optimize_for_inference
+from psvit.memory import keep_freed_memory
 from psvit.training.graphs import GraphedNetwork
 
 FAMILIES = (
@@ -55,6 +57,44 @@ def training(options: Options) -> list[Result]:
             name = f"training step, small, T {time_steps}, as CUDA graphs"
             results.append(compare(name, theirs, replayed, None, options))
     return results
+
+
+def compiled(options: Options) -> Iterator[Result]:
+    """``compile=true`` against ``compile=false``: ours both, in one process, on the CPU."""
+    if options.device.type != "cpu":
+        return
+    # no forks: what is compiled starts threads of its own
+    keep_freed_memory()
+    size = 64 if options.quick else 224
+    for family, count, pixels in (
+        ("meta_spikeformer_15m", 1, size),
+        ("meta_spikeformer_15m", 32, 64),
+        ("e_spikeformer_5m", 1, size),
+        ("e_spikeformer_5m", 32, 64),
+    ):
+        network = networks.network(family, options.device, image_size=pixels)
+        ours = optimize_for_inference(network)
+        batch = networks.images(network, count, options.device)
+        with torch.inference_mode():
+            ratios = _compiling(lambda ours=ours, batch=batch: ours(batch), options)
+        yield result(f"compiled, inference, {family}, batch {count}, {pixels} px", ratios, None)
+    for time_steps in (1, 2, 4):
+        network = networks.small(options.device, time_steps=time_steps).train()
+        step = _step(network, networks.images(network, 128, options.device))
+        name = f"compiled, training step, small, T {time_steps}, batch 128"
+        yield result(name, _compiling(step, options), None)
+
+
+def _compiling(run: Callable[[], object], options: Options) -> list[float]:
+    """How many times as fast ``run`` is with neurons compiled, in turns."""
+
+    def timed(wanted: bool) -> float:
+        compile_neurons(wanted)
+        # the second of two: the first may compile
+        return [seconds(run, options.device) for _ in range(2)][1]
+
+    timed(True)
+    return [timed(False) / timed(True) for _ in range(options.repeats)]
 
 
 def _step(

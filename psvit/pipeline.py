@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from psvit.channels import Plan
+from psvit.compiled import compile_neurons
 from psvit.config import check_config
 from psvit.console import print_config, quiet_libraries
 from psvit.data import create_data
@@ -78,6 +79,7 @@ def _claimed_run(cfg: DictConfig, folder: Path, resumed: bool) -> dict[str, Any]
     keep_freed_memory()
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
+    compile_neurons(cfg.compile)
     data = create_data(cfg.dataset, cfg.seed)
     network, trained = build_network(cfg, data)
     check_pruning(cfg, data, network)

@@ -21,8 +21,9 @@ from psvit.training.recipe import Recipe
 # in a run's folder, what is done, until all is
 DONE = "stages"
 # the code that a stage's result depends on
-TRAINED_BY = tuple(
-    f"psvit.{part}" for part in ("models", "neurons", "channels", "data", "training", "setup")
+TRAINED_BY = (
+    *("psvit.models", "psvit.neurons", "psvit.compiled", "psvit.channels"),
+    *("psvit.data", "psvit.training", "psvit.setup"),
 )
 MEASURED_BY = (*TRAINED_BY, "psvit.pruning", "psvit.measure", "psvit.inference")
 DECIDED_BY = (*MEASURED_BY, "psvit.measured", "psvit.stages", "psvit.decide")
@@ -105,6 +106,7 @@ class Reuse:
             **{name: asdict(x) if isinstance(x, Recipe) else x for name, x in key.items()},
             "seed": cfg.seed,
             "threads": cfg.threads,
+            "compile": cfg.compile,
             "channels_last": cfg.channels_last,
             "trainer": {
                 name: value for name, value in cfg.trainer.items() if name not in NOT_IN_KEY

@@ -196,6 +196,7 @@ BAD = {
     "trainer.devices": ["0", "-3", "[]", "two", "[a]", "1.5", "-1", "[0]"],
     "trainer.accumulate_grad_batches": ["0", "1.5"],
     "trainer.sync_batchnorm": ["1", "null"],
+    "compile": ["maybe"],
     "trainer.compile": ["maybe"],
     "trainer.cuda_graphs": ["maybe"],
     "ckpt_path": ["3", "[]"],

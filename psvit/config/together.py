@@ -49,6 +49,9 @@ def _check_trainer(cfg: DictConfig) -> None:
         raise UserError(
             "trainer.devices", devices, "expected 1; trainer=ddp or ddp_cpu has a process for each"
         )
+    if cfg.compile and cfg.trainer.accelerator != "cpu":
+        reason = "expected false, or trainer=cpu: GPUs have kernels of neurons"
+        raise UserError("compile", True, reason)
     if cfg.trainer.cuda_graphs:
         _check_graphs(cfg)
 

@@ -189,6 +189,7 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
         "ddp, or auto for one process",
     ),
     "trainer.sync_batchnorm": (lambda x: isinstance(x, bool), "true or false"),
+    "compile": (lambda x: isinstance(x, bool), "true or false"),
     "trainer.compile": (lambda x: isinstance(x, bool), "true or false"),
     "trainer.cuda_graphs": (lambda x: isinstance(x, bool), "true or false"),
     "trainer.accumulate_grad_batches": (_whole(1), "a whole number of at least 1"),
