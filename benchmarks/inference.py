@@ -1,6 +1,7 @@
 """Inference and training of the same network: ours, and with spikingjelly's own neurons."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +12,10 @@ from benchmarks.timing import Options, Result, compare, peak_bytes, result, seco
 from psvit.compiled import compile_neurons
 from psvit.inference import optimize_for_inference
 from psvit.memory import keep_freed_memory
+from psvit.pruning.checkpoint import load
 from psvit.training.graphs import GraphedNetwork
 
+CIFAR10 = Path(__file__).parents[1] / "experiments" / "cifar10"
 FAMILIES = (
     "meta_spikeformer_15m",
     "e_spikeformer_5m",
@@ -65,24 +68,15 @@ def compiled(options: Options) -> Iterator[Result]:
         return
     # no forks: what is compiled starts threads of its own
     keep_freed_memory()
-    size = 64 if options.quick else 224
-    for family, count, pixels in (
-        ("meta_spikeformer_15m", 1, size),
-        ("meta_spikeformer_15m", 32, 64),
-        ("e_spikeformer_5m", 1, size),
-        ("e_spikeformer_5m", 32, 64),
-    ):
-        network = networks.network(family, options.device, image_size=pixels)
-        ours = optimize_for_inference(network)
-        batch = networks.images(network, count, options.device)
-        with torch.inference_mode():
-            ratios = _compiling(lambda ours=ours, batch=batch: ours(batch), options)
-        yield result(f"compiled, inference, {family}, batch {count}, {pixels} px", ratios, None)
-    for time_steps in (1, 2, 4):
-        network = networks.small(options.device, time_steps=time_steps).train()
-        step = _step(network, networks.images(network, 128, options.device))
-        name = f"compiled, training step, small, T {time_steps}, batch 128"
-        yield result(name, _compiling(step, options), None)
+    made = {
+        "small, T 4": networks.small(options.device, time_steps=4),
+        **{name: load(CIFAR10 / name)[0] for name in ("meta_spikeformer", "e_spikeformer")},
+    }
+    for name, network in made.items():
+        network.to(memory_format=torch.channels_last).train()
+        batch = networks.images(network, 16 if options.quick else 128, options.device)
+        ratios = _compiling(_step(network, batch), options)
+        yield result(f"compiled, training step, {name}, batch {len(batch)}", ratios, None)
 
 
 def _compiling(run: Callable[[], object], options: Options) -> list[float]:

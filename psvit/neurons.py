@@ -59,8 +59,7 @@ class LIF(neuron.LIFNode):
             and self._neuron_precision is None
         )
         if lean and not (torch.is_grad_enabled() and x_seq.requires_grad):
-            infer = compiled.lif if compiled.serves(x_seq) else _lif_inference
-            spikes, self.v = infer(x_seq, self.v, self.tau, self.v_threshold, self.v_reset)
+            spikes, self.v = _lif_inference(x_seq, self.v, self.tau, self.v_threshold, self.v_reset)
             return spikes
         if (
             lean
@@ -111,10 +110,7 @@ class IntegerLIF(neuron.ILIFNode):
         if not lean:
             return super().multi_step_forward(x_seq, *args, **kwargs) / self.norm
         levels, leak = self.surrogate_function.max_spike_count, 1.0 - 1.0 / self.tau
-        if torch.is_grad_enabled():
-            run = _IntegerTraining.apply
-        else:
-            run = compiled.integer if compiled.serves(x_seq) else _integer_inference
+        run = _IntegerTraining.apply if torch.is_grad_enabled() else _integer_inference
         counts, self.v = run(x_seq, self.v, levels, leak, self.norm)
         return counts
 
@@ -159,17 +155,13 @@ class _LIFTraining(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x_seq, v, tau, v_threshold, v_reset, alpha):
-        if compiled.serves(x_seq):
-            constants = tau, v_threshold, v_reset
-            spikes, v, charged = compiled.lif(x_seq, v, *constants, training=True)
-        else:
-            charged = torch.empty_like(x_seq)
-            spikes = torch.empty_like(charged)
-            potential = torch.empty_like(charged[0])
-            for x, charge, spike in zip(x_seq, charged, spikes, strict=True):
-                _charge(x, v, tau, v_reset, out=charge)
-                torch.ge(charge, v_threshold, out=spike)
-                v = _reset(charge, spike, v_reset, out=potential)
+        charged = torch.empty_like(x_seq)
+        spikes = torch.empty_like(charged)
+        potential = torch.empty_like(charged[0])
+        for x, charge, spike in zip(x_seq, charged, spikes, strict=True):
+            _charge(x, v, tau, v_reset, out=charge)
+            torch.ge(charge, v_threshold, out=spike)
+            v = _reset(charge, spike, v_reset, out=potential)
         ctx.save_for_backward(charged)
         ctx.constants = tau, v_threshold, alpha
         ctx.mark_non_differentiable(v)
@@ -229,15 +221,8 @@ class _IntegerTraining(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x_seq, v, levels, leak, norm):
-        # U is X itself: one tensor less is kept
-        charged = x_seq if len(x_seq) == 1 and _at_rest(v) else None
-        if not compiled.serves(x_seq):
-            charged = torch.empty_like(x_seq) if charged is None else charged
-            counts, v = _integer_inference(x_seq, v, levels, leak, norm, charged)
-        elif charged is None:
-            counts, v, charged = compiled.integer(x_seq, v, levels, leak, norm, training=True)
-        else:
-            counts, v = compiled.integer(x_seq, v, levels, leak, norm)
+        charged = x_seq if len(x_seq) == 1 and _at_rest(v) else torch.empty_like(x_seq)
+        counts, v = _integer_inference(x_seq, v, levels, leak, norm, charged)
         ctx.save_for_backward(charged)
         ctx.constants = levels, leak, norm
         ctx.mark_non_differentiable(v)
