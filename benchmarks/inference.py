@@ -1,4 +1,4 @@
-"""Inference and training of the same network: ours, and with spikingjelly's own neurons."""
+"""Inference and training of the same network: ours, with spikingjelly's own neurons, compiled."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
