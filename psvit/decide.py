@@ -10,10 +10,11 @@ from torch import nn
 from psvit.cache import tensors_fingerprint
 from psvit.channels import Plan
 from psvit.config.targets import targets
-from psvit.files import copy_whole
+from psvit.files import copy_whole, read_json, write_json
 from psvit.pruning import allocation
 from psvit.pruning.allocation import Budget, Decision, largest_cut
 from psvit.pruning.ranking import Ranking
+from psvit.setup import reach
 from psvit.stages import Stages
 
 
@@ -35,8 +36,10 @@ def decide(stages: Stages, network: nn.Module, budget: Budget, number: int) -> D
 
     def make(folder: Path) -> None:
         _decide(stages, network, budget).save(folder)
+        found = stages.record.results.get("sensitivity", {})
         for name in stages.tables[before:]:
             copy_whole(stages.folder / name, folder / name)
+            write_json((folder / name).with_suffix(".json"), found[name])
 
     entry = stages.reuse.own(
         "plan",
@@ -50,6 +53,7 @@ def decide(stages: Stages, network: nn.Module, budget: Budget, number: int) -> D
     stages.tables[before:] = sorted(path.name for path in entry.glob("sensitivity*.csv"))
     for name in stages.tables[before:]:
         copy_whole(entry / name, stages.folder / name)
+        stages.record.add_sensitivity(name, read_json((entry / name).with_suffix(".json")))
     return Decision.load(entry)
 
 
@@ -154,7 +158,7 @@ def make_budget(stages: Stages, network: nn.Module, ranking: Ranking) -> Budget:
     budget = Budget(network, {name: share or 1.0 for name, share in shares.items()}, meters)
     if None in shares.values():
         # what cannot be saved need not be tried
-        most = budget.savings(largest_cut(ranking, max(stages.cfg.pruning.ratios)))
+        most = budget.savings(largest_cut(ranking, *reach(stages.cfg.pruning, network, ranking)))
         found = {name: most[name] if share is None else share for name, share in shares.items()}
         budget = budget.towards(found)
     return budget

@@ -31,6 +31,7 @@ from psvit.resume import CONFIG, claimed, is_run_of, read_state, write_state
 from psvit.setup import (
     build_network,
     check_pruning,
+    load_network,
     load_teacher,
     rank_one_ratio,
     set_deterministic,
@@ -80,8 +81,9 @@ def _claimed_run(cfg: DictConfig, folder: Path, resumed: bool) -> dict[str, Any]
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     compile_neurons(cfg.compile)
+    loaded = load_network(cfg)
     data = create_data(cfg.dataset, cfg.seed)
-    network, trained = build_network(cfg, data)
+    network, trained = build_network(cfg, data, loaded)
     check_pruning(cfg, data, network)
     teacher = load_teacher(cfg, data)
     config = OmegaConf.to_yaml(cfg, resolve=True)
@@ -165,7 +167,7 @@ def _prune(stages: Stages, network: nn.Module, budget: Budget) -> None:
         if cfg.pruning.recovery != "none":
             stages.record.add_row(f"{name} + recovery", mended, policy, "recovered")
             stages.record.save_network("recovered", mended, plan)
-        stages.compare_prediction(decision, pruned, mended)
+        stages.compare_prediction(decision, current, pruned, mended)
         stages.diagnose(mended)
         if cfg.finetune.epochs:
             current = stages.finetune(current, decision.plan, mended)

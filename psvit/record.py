@@ -145,6 +145,11 @@ class Record:
                 100 * reached,
             )
 
+    def add_sensitivity(self, name: str, summary: dict[str, Any]) -> None:
+        """Note how a sensitivity table, the file ``name``, was made."""
+        self.results.setdefault("sensitivity", {})[name] = summary
+        self.write()
+
     def save_network(self, name: str, network: nn.Module, plan: Plan | None) -> None:
         """Write ``network``, the last row's, to the folder ``name``: all to use it elsewhere."""
         origin = {"seed": self.cfg.seed, "run": self.cfg.name}

@@ -1,5 +1,6 @@
 """Costly stages: what they depend on, and where their results are kept for those who need them."""
 
+import copy
 import functools
 import logging
 import shutil
@@ -9,17 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
+from safetensors.torch import load_file, save
 from torch import nn
 
 from psvit.cache import StageCache, code_version, data_fingerprint, tensors_fingerprint
 from psvit.data import ImageData
-from psvit.files import read_json, write_json
+from psvit.files import read_json, write_json, write_whole
 from psvit.processes import made_by_all
 from psvit.pruning.ranking import Ranking
 from psvit.training.recipe import Recipe
 
 # in a run's folder, what is done, until all is
 DONE = "stages"
+# what a stage leaves of a network
+WEIGHTS = "weights.safetensors"
 # the code that a stage's result depends on
 TRAINED_BY = (
     *("psvit.models", "psvit.neurons", "psvit.compiled", "psvit.channels"),
@@ -150,3 +154,16 @@ class Reuse:
             calibration_images=pruning.calibration_images if calibrates else None,
             ridge=pruning.ridge if mended else None,
         )
+
+
+def keep_weights(folder: Path, network: nn.Module) -> None:
+    """Leave a network's weights in a stage's folder."""
+    data = save({name: tensor.contiguous() for name, tensor in network.state_dict().items()})
+    write_whole(folder / WEIGHTS, lambda temporary: temporary.write_bytes(data))
+
+
+def with_kept_weights(network: nn.Module, folder: Path) -> nn.Module:
+    """A copy of ``network`` with the weights that a stage left in its folder."""
+    network = copy.deepcopy(network)
+    network.load_state_dict(load_file(folder / WEIGHTS))
+    return network

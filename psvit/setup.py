@@ -14,14 +14,18 @@ from psvit.data import ImageData
 from psvit.errors import UserError
 from psvit.models import create_model
 from psvit.models.official import load_official, read_checkpoint
+from psvit.processes import world_size
 from psvit.pruning import checkpoint
-from psvit.pruning.allocation import Budget
+from psvit.pruning.allocation import Budget, large_groups
 from psvit.pruning.importance import STATISTICS
 from psvit.pruning.ranking import Ranking
 from psvit.pruning.recovery import SOLVING
 from psvit.pruning.sensitivity import grid_points
 
 _log = logging.getLogger(__name__)
+
+# what a loaded network must have as this run asks for it
+ASKED = ("name", "num_classes", "in_channels", "image_size")
 
 
 def set_deterministic(value: bool | str) -> None:
@@ -36,18 +40,63 @@ def set_deterministic(value: bool | str) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
-def build_network(cfg: DictConfig, data: ImageData) -> tuple[nn.Module, bool]:
+def load_network(cfg: DictConfig) -> nn.Module | None:
+    """The network of ``ckpt_path``, if that is a folder; ``cfg.model`` takes on what it is.
+
+    Before the data: recordings of an event camera are read in as many frames as it has steps.
+
+    Raises:
+        UserError: the folder holds no network, or ``ckpt_time_steps`` goes with none.
+    """
+    folder, steps = cfg.ckpt_path, cfg.ckpt_time_steps
+    if folder is None or Path(folder).is_file():
+        if steps is not None:
+            reason = (
+                "expected null where ckpt_path is no network's folder: model.time_steps says it"
+            )
+            raise UserError("ckpt_time_steps", steps, reason)
+        return None
+    network, _ = checkpoint.load(folder, module=cfg.model.get("module"))
+    if steps is not None:
+        # weights serve any number of them
+        network.time_steps = steps
+        network.spec = {**network.spec, "time_steps": steps}
+    values = OmegaConf.to_container(cfg.model, resolve=True)
+    other = {
+        name: value
+        for name, value in network.spec.items()
+        if name in values and name not in ASKED and values[name] != value
+    }
+    if other:
+        told = ", ".join(f"{name}={value}" for name, value in other.items())
+        _log.info("ckpt_path: its network is taken as it is, whatever model= says: %s", told)
+        # config.yaml says what ran
+        cfg.model.update(other)
+    return network
+
+
+def build_network(
+    cfg: DictConfig, data: ImageData, loaded: nn.Module | None
+) -> tuple[nn.Module, bool]:
     """The base network, and whether it comes trained (``ckpt_path``).
+
+    Args:
+        cfg: the composed config.
+        data: says classes, channels and pixels.
+        loaded: what ``load_network`` gave.
 
     Raises:
         UserError: the values make no network, or the checkpoint is another network's.
     """
-    network, trained = _network(cfg, data)
+    network, trained = _network(cfg, data, loaded)
+    if world_size() > 1 and network.spec.get("batch_as_time"):
+        reason = "expected false where processes share a batch: an image sees those before it there"
+        raise UserError("model.batch_as_time", True, reason)
     memory_format = torch.channels_last if cfg.channels_last else torch.contiguous_format
     return network.to(memory_format=memory_format), trained
 
 
-def _network(cfg: DictConfig, data: ImageData) -> tuple[nn.Module, bool]:
+def _network(cfg: DictConfig, data: ImageData, loaded: nn.Module | None) -> tuple[nn.Module, bool]:
     values = OmegaConf.to_container(cfg.model, resolve=True)
     for name in ("num_classes", "in_channels"):
         given, found = values.get(name), getattr(data, name)
@@ -58,36 +107,17 @@ def _network(cfg: DictConfig, data: ImageData) -> tuple[nn.Module, bool]:
     if values.get("image_size", size) != size:
         reason = f"dataset={cfg.dataset.name} has images of {size} pixels: dataset.image_size"
         raise UserError("model.image_size", values["image_size"], reason)
-    if cfg.ckpt_time_steps is not None and (cfg.ckpt_path is None or Path(cfg.ckpt_path).is_file()):
-        reason = "expected null where ckpt_path is no network's folder: model.time_steps says it"
-        raise UserError("ckpt_time_steps", cfg.ckpt_time_steps, reason)
+    if loaded is not None:
+        _check_asked("ckpt_path", cfg.ckpt_path, loaded, {name: values[name] for name in ASKED})
+        return loaded, True
+    network = create_model(**values)
     if cfg.ckpt_path is None:
-        return create_model(**values), False
-    if Path(cfg.ckpt_path).is_file():
-        network = create_model(**values)
-        try:
-            return load_official(network, read_checkpoint(cfg.ckpt_path)), True
-        except UserError as error:
-            reason = f"{error.value}: {error.expected}"
-            raise UserError("ckpt_path", cfg.ckpt_path, reason) from error
-    network, _ = checkpoint.load(cfg.ckpt_path, module=values.get("module"))
-    asked = {name: values[name] for name in ("name", "num_classes", "in_channels", "image_size")}
-    _check_asked("ckpt_path", cfg.ckpt_path, network, asked)
-    if cfg.ckpt_time_steps is not None:
-        # weights serve any number of them
-        network.time_steps = cfg.ckpt_time_steps
-        network.spec = {**network.spec, "time_steps": cfg.ckpt_time_steps}
-    other = {
-        name: value
-        for name, value in network.spec.items()
-        if name in values and values[name] != value
-    }
-    if other:
-        told = ", ".join(f"{name}={value}" for name, value in other.items())
-        _log.info("ckpt_path: its network is taken as it is, whatever model= says: %s", told)
-        # config.yaml says what ran
-        cfg.model.update(other)
-    return network, True
+        return network, False
+    try:
+        return load_official(network, read_checkpoint(cfg.ckpt_path)), True
+    except UserError as error:
+        reason = f"{error.value}: {error.expected}"
+        raise UserError("ckpt_path", cfg.ckpt_path, reason) from error
 
 
 def _check_asked(option: str, folder: str, network: nn.Module, asked: dict[str, Any]) -> None:
@@ -211,4 +241,16 @@ def check_pruning(cfg: DictConfig, data: ImageData, network: nn.Module) -> None:
     grid_points(ranking, [pruning.get("ratio", 0.0), *pruning.ratios])
     memory = {"memory": pruning.target_memory_saving} if pruning.target_memory_saving else {}
     # other resources take a forward pass to measure, and are checked when the plan is made
-    Budget(network, memory).check_reachable(ranking, max(pruning.ratios))
+    Budget(network, memory).check_reachable(ranking, *reach(pruning, network, ranking))
+
+
+def reach(
+    pruning: DictConfig, network: nn.Module, ranking: Ranking
+) -> tuple[float, list[str] | None]:
+    """The share that the policy can take of a group, in all rounds; of which (None: of all)."""
+    if pruning.name == "uniform":
+        return 1.0, large_groups(network, ranking, pruning.large_share)
+    if pruning.name == "global":
+        return 1.0, None
+    # the other policies' ratios are those of the grid
+    return 1.0 - (1.0 - max(pruning.ratios)) ** pruning.get("rounds", 1), None

@@ -12,7 +12,6 @@ import torch
 from lightning import Callback, seed_everything
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -20,7 +19,7 @@ from psvit.cache import tensors_fingerprint
 from psvit.channels import Plan
 from psvit.console import progress
 from psvit.data import ImageData
-from psvit.files import copy_whole, read_json, write_csv, write_whole
+from psvit.files import copy_whole, read_json, write_csv
 from psvit.measure.accuracy import Tally, evaluate
 from psvit.measure.firing import diagnose
 from psvit.processes import from_first, rank
@@ -31,7 +30,7 @@ from psvit.pruning.ranking import Ranking
 from psvit.pruning.recovery import recover
 from psvit.pruning.uniform_curve import measure_uniform
 from psvit.record import Record
-from psvit.reuse import TRAINED_BY, Reuse
+from psvit.reuse import TRAINED_BY, WEIGHTS, Reuse, keep_weights, with_kept_weights
 from psvit.setup import mends_candidates, rank_channels
 from psvit.training.callbacks import PruneBeforeFit
 from psvit.training.fit import fit
@@ -40,7 +39,6 @@ from psvit.training.recipe import Recipe
 
 _log = logging.getLogger(__name__)
 
-WEIGHTS = "weights.safetensors"
 # enough to count operations and take times on
 FEW_IMAGES = 32
 # enough for the firing rate of a layer
@@ -77,8 +75,7 @@ class Stages:
 
         with self.record.timed("training"):
             entry = self.reuse.shared("base", TRAINED_BY, make, model=network.spec, recipe=recipe)
-            network.load_state_dict(load_file(entry / WEIGHTS))
-        return network
+            return with_kept_weights(network, entry)
 
     def finetune(self, network: nn.Module, plan: Plan, pruned: nn.Module) -> nn.Module:
         """Prune a copy of ``network`` inside Lightning and train on from ``pruned``'s weights."""
@@ -98,7 +95,7 @@ class Stages:
                 recipe=recipe,
                 teacher=tensors_fingerprint(teacher.state_dict()) if teacher else None,
             )
-        return _with_weights(pruned, entry)
+        return with_kept_weights(pruned, entry)
 
     def rank(self, network: nn.Module) -> Ranking:
         """The channels of each group that may be pruned, in order of their importance."""
@@ -146,13 +143,13 @@ class Stages:
         pruning = self.cfg.pruning
         entry = self.reuse.own(
             "recovered",
-            lambda folder: _write_weights(folder / WEIGHTS, self.recover(pruned, plan, network)),
+            lambda folder: keep_weights(folder, self.recover(pruned, plan, network)),
             weights=tensors_fingerprint(pruned.state_dict()),
             network=tensors_fingerprint(network.state_dict()),
             plan=plan,
             values=[pruning.recovery, pruning.ridge, pruning.calibration_images],
         )
-        return _with_weights(pruned, entry)
+        return with_kept_weights(pruned, entry)
 
     def uniform_curve(self, network: nn.Module, ranking: Ranking) -> None:
         """Step 1: the whole network pruned at each ratio of the grid -> ``uniform.csv``."""
@@ -211,30 +208,30 @@ class Stages:
             entry = self.reuse.measured("sensitivity", network, self.base, ranking, make, mended)
             copy_whole(entry / "sensitivity.csv", self.folder / name)
         summary = read_json(entry / "sensitivity.json")
-        self.record.results.setdefault("sensitivity", {})[name] = summary
-        self.record.write()
+        self.record.add_sensitivity(name, summary)
         _log.info("%s: %s", name, ", ".join(f"{key} {value}" for key, value in summary.items()))
         return pd.read_csv(self.folder / name)
 
     def _sensitivity_batches(self) -> DataLoader:
         return self.data.val_dataloader(self.cfg.pruning.sensitivity.images)
 
-    def compare_prediction(self, decision: Decision, pruned: nn.Module, mended: nn.Module) -> None:
-        """Note whether the plan cost what its policy predicted, and what recovery left of it."""
+    def compare_prediction(
+        self, decision: Decision, network: nn.Module, pruned: nn.Module, mended: nn.Module
+    ) -> None:
+        """Note whether cutting ``network`` cost what was predicted, and what recovery leaves."""
         measure = decision.measure
         if measure is None:
             return
 
         def compare() -> dict[str, float]:
-            before = getattr(self.divergence(self.base), measure)
+            before = getattr(self.divergence(network), measure)
             return {
-                name: getattr(self.divergence(network), measure) - before
-                for name, network in (("measured", pruned), ("measured_after_recovery", mended))
+                name: getattr(self.divergence(cut), measure) - before
+                for name, cut in (("measured", pruned), ("measured_after_recovery", mended))
             }
 
-        found = self.reuse.own_value(
-            "prediction", compare, **self._networks(self.base, pruned, mended), measure=measure
-        )
+        networks = self._networks(self.base, network, pruned, mended)
+        found = self.reuse.own_value("prediction", compare, **networks, measure=measure)
         self.record.results["prediction"] = {
             "measure": measure,
             "of": "recovered" if mends_candidates(self.cfg.pruning) else "cut",
@@ -276,25 +273,12 @@ class Stages:
         teacher: nn.Module | None = None,
     ) -> None:
         """Train ``network`` and write the weights that are kept into ``folder``."""
-        weights = folder / WEIGHTS
-        if not from_first(weights.exists()):
+        if not from_first((folder / WEIGHTS).exists()):
             # what a stage draws by chance does not depend on what was done before; processes draw
             # for images of their own
             seed_everything(self.cfg.seed + rank(), verbose=False)
             module = Classifier(network, recipe, self.data.num_classes, prefix, teacher)
             trained = fit(module, self.data, self.cfg.trainer, folder, self.loggers, callbacks)
-            _write_weights(weights, trained)
+            keep_weights(folder, trained)
         # not before the weights are there
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-
-
-def _write_weights(path: Path, network: nn.Module) -> None:
-    data = save({name: tensor.contiguous() for name, tensor in network.state_dict().items()})
-    write_whole(path, lambda temporary: temporary.write_bytes(data))
-
-
-def _with_weights(network: nn.Module, entry: Path) -> nn.Module:
-    """A copy of ``network`` with the weights that a stage left in ``entry``."""
-    network = copy.deepcopy(network)
-    network.load_state_dict(load_file(entry / WEIGHTS))
-    return network

@@ -14,7 +14,7 @@ from psvit.data import create_data
 from psvit.models import create_model
 from psvit.pipeline import run
 from psvit.pruning import checkpoint
-from psvit.setup import build_network
+from psvit.setup import build_network, load_network
 from psvit.training.module import Classifier
 
 # with `ckpt_path` a run needs no training
@@ -107,7 +107,8 @@ def test_pruning_none(config, tiny_run, folder, results, tmp_path):
 
 def test_a_network_runs_for_another_number_of_time_steps(config, tiny_run, folder):
     cfg = config(*tiny_run, f"ckpt_path={folder}/base", "ckpt_time_steps=3")
-    network, trained = build_network(cfg, create_data(cfg.dataset, cfg.seed))
+    loaded = load_network(cfg)
+    network, trained = build_network(cfg, create_data(cfg.dataset, cfg.seed), loaded)
     assert trained and network.spec["time_steps"] == cfg.model.time_steps == 3
     original, description = load(folder / "base")
     expected = create_model(**{**description["model"], "time_steps": 3})

@@ -77,7 +77,7 @@ def test_a_plugin_that_is_not_installed(hydra_config, program, option):
 def test_the_jobs_of_the_sensitivity_sweep_are_all_groups_and_ratios(hydra_config):
     cfg = hydra_config("experiment=sensitivity_sweep", "paths.output_dir=unset")
     data = create_data(cfg.dataset, cfg.seed)
-    network, _ = build_network(cfg, data)
+    network, _ = build_network(cfg, data, None)
     parser = OverridesParser.create()
 
     def values(name):
@@ -99,6 +99,6 @@ def test_the_jobs_of_the_sensitivity_sweep_are_all_groups_and_ratios(hydra_confi
 def test_groups_that_are_not_there(config):
     cfg = config("pruning=sensitivity", "pruning.sensitivity.groups=[stage9*]")
     data = create_data(cfg.dataset, cfg.seed)
-    network, _ = build_network(cfg, data)
+    network, _ = build_network(cfg, data, None)
     with pytest.raises(UserError, match=r"pruning.sensitivity.groups=stage9\*: matches none of"):
         rank_channels(cfg, data, network)

@@ -169,7 +169,7 @@ class ImageData(LightningDataModule):
         always the same ones."""
         chosen = self._chosen(self.val, images)
         if shuffled:
-            chosen = Subset(chosen, self._fixed_choice(len(chosen), len(chosen)))
+            chosen = Subset(chosen, _choice(len(chosen), len(chosen), self.cfg.split_seed))
         return self._loader(chosen, batch_size or self.cfg.eval_batch_size)
 
     def test_dataloader(self, images: int | None = None) -> DataLoader:

@@ -3,6 +3,7 @@
 import copy
 from typing import Any, Self
 
+from spikingjelly.activation_based.neuron import BaseNode
 from torch import Tensor, nn
 
 from psvit.channels import ChannelGroup
@@ -15,8 +16,8 @@ class SpikingTransformer(nn.Module):
     """A chain of segments (stem, blocks, head).
 
     A family fills the chain in its constructor: child modules that are ``nn.Sequential`` stages
-    (each of their children is one segment) or single segments, in the order they run. The first
-    segment has no neuron before its first layer and sees an image once; time begins behind it.
+    (each of their children is one segment) or single segments, in the order they run. A first
+    segment without neurons sees an image once; time begins behind it.
     Blocks declare their channels (``channel_groups``) and where they meet the residual stream
     (``residual_ports``); the streams' groups follow from the chain.
 
@@ -60,7 +61,8 @@ class SpikingTransformer(nn.Module):
     def step(self, segment: nn.Module, x: Tensor) -> Tensor:
         """Run one segment of the chain on what enters it."""
         shown_again = x.shape[0] > 1 and x.stride(0) == 0
-        if shown_again and segment is next(iter(self.segments().values())):
+        first = shown_again and segment is next(iter(self.segments().values()))
+        if first and not any(isinstance(module, BaseNode) for module in segment.modules()):
             # before the first neuron, every step of an image is the same: computed once
             return segment(x[:1]).expand(x.shape[0], *(-1,) * (x.dim() - 1))
         return segment(x)

@@ -43,7 +43,8 @@ def stream_groups(model: nn.Module, segments: Mapping[str, nn.Module]) -> list[C
     """Channel groups of the tensors between segments, named from the root of ``model``.
 
     A tensor to which blocks add is a residual stream: one group ``stage3.stream`` of all its
-    writers and readers, named after the stage that its last block stands in. One that only passes
+    writers and readers, named after the stage that its last block stands in (where a stage has
+    several, those behind the first after the segment that opens them). One that only passes
     from one segment to the next is ``hidden``. A segment without ``residual_ports()`` may do
     anything to its tensors, so those that it touches are left out.
     """
@@ -61,15 +62,22 @@ def stream_groups(model: nn.Module, segments: Mapping[str, nn.Module]) -> list[C
             parts.append(ports)
             continue
         if opener is not None:
-            groups.append(_between(model, opener, blocks, [*parts, Ports(reads=ports.reads)]))
+            taken = {group.name for group in groups}
+            parts.append(Ports(reads=ports.reads))
+            groups.append(_between(model, opener, blocks, parts, taken))
         opener, blocks, parts = path, [], [Ports(writes=ports.writes)]
     return groups
 
 
-def _between(model: nn.Module, opener: str, blocks: list[str], parts: list[Ports]) -> ChannelGroup:
+def _between(
+    model: nn.Module, opener: str, blocks: list[str], parts: list[Ports], taken: set[str]
+) -> ChannelGroup:
     ports = Ports.joined(parts)
     size = model.get_submodule(ports.writes[0]).weight.shape[0]
     if not blocks:
         return ChannelGroup(f"{opener}.hidden", "hidden", size, ports.writes, ports.reads)
     stage = blocks[-1].rpartition(".")[0] or opener
-    return ChannelGroup(f"{stage}.stream", "stream", size, ports.writes, ports.reads)
+    name = f"{stage}.stream"
+    if name in taken:
+        name = f"{opener}.stream"
+    return ChannelGroup(name, "stream", size, ports.writes, ports.reads)

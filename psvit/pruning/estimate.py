@@ -219,12 +219,13 @@ def calibrate(found: dict[Candidate, float], sums: Sums, images: int) -> dict[Ca
 def rank_correlation(
     found: dict[Candidate, float], measured: dict[Candidate, Values], column: str
 ) -> float | None:
-    """Spearman's of the prediction and a measured column; None where either is all the same."""
+    """Spearman's of the prediction and a measured column; None where either is all the same, or
+    nothing was measured."""
     sign = -1.0 if column == "top1" else 1.0
     pairs: list[tuple[Any, Any]] = [
         (found[candidate], sign * getattr(values, column)) for candidate, values in measured.items()
     ]
-    ours, theirs = zip(*pairs, strict=True)
+    ours, theirs = ([pair[side] for pair in pairs] for side in (0, 1))
     if len(set(ours)) < 2 or len(set(theirs)) < 2:
         return None
     return float(spearmanr(ours, theirs).statistic)

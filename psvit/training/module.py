@@ -1,5 +1,6 @@
 """Training as a LightningModule."""
 
+import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -79,6 +80,11 @@ class Classifier(LightningModule):
         (teacher,) = self._teacher
         if isinstance(teacher, nn.Module):
             teacher.to(self.device)
+            kind = next(self.network.parameters()).dtype
+            if next(teacher.parameters()).dtype != kind:
+                # a copy, as the base network is measured again behind this
+                teacher = copy.deepcopy(teacher).to(kind)
+                self._teacher = (teacher,)
         # now, as the threads of a loader may not work on the GPU meanwhile
         if self._to_record is not None:
             precision = self.trainer.precision_plugin

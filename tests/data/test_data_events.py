@@ -262,4 +262,4 @@ def test_a_network_for_images_is_refused(config, written):
     cfg = config(*TINY_RUN, f"dataset.root={root}", "model.in_channels=3")
     data = create_data(cfg.dataset, 0)
     with pytest.raises(UserError, match="model.in_channels=3: dataset=n_mnist has 2"):
-        build_network(cfg, data)
+        build_network(cfg, data, None)

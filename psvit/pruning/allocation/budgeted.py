@@ -88,7 +88,8 @@ def budgeted(
             if steps == 1:
                 raise
             break
-        if steps > 1 and log[-1]["kl"] >= best[0]:
+        # nor where it is not a number
+        if steps > 1 and not log[-1]["kl"] < best[0]:
             break
         best = log[-1]["kl"], plan, costs
     _, plan, costs = best

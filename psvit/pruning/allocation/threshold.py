@@ -42,23 +42,14 @@ def global_threshold(
     classes: dict[object, list[str]] = {}
     for name, group in ranking.groups.items():
         classes.setdefault(structure(model, group) if isomorphic else None, []).append(name)
-    pooled = [
-        (names, torch.cat([scores[name] for name in names]).sort().values)
-        for names in classes.values()
-    ]
+    pooled = [(names, _owners([scores[name] for name in names])) for names in classes.values()]
 
     def plan_at(share: float) -> Plan:
         removed = {}
-        for names, values in pooled:
-            below = round(share * len(values))
-            for name in names:
-                # ties with the threshold stay
-                least = (
-                    int((scores[name] < values[below]).sum())
-                    if below < len(values)
-                    else len(scores[name])
-                )
-                removed[name] = max(n for n in ranking.removable(name) if n <= least)
+        for names, owners in pooled:
+            least = owners[: round(share * len(owners))].bincount(minlength=len(names))
+            for name, below in zip(names, least.tolist(), strict=True):
+                removed[name] = max(n for n in ranking.removable(name) if n <= below)
         return ranking.plan(removed)
 
     low, high = 0.0, 1.0
@@ -73,6 +64,21 @@ def global_threshold(
             low = middle
     plan = plan_at(high)
     return Decision(plan, explain(model, ranking, plan))
+
+
+def _owners(scores: list[Tensor]) -> Tensor:
+    """Which of the groups each unit belongs to, the least important unit first.
+
+    Equal scores (silent channels, equal batch norms) go from all groups alike, each in proportion
+    to its size: one threshold between them would take all or none.
+    """
+    of_group = [torch.full((len(own),), index) for index, own in enumerate(scores)]
+    share = [torch.arange(len(own)) / len(own) for own in scores]
+    values, owners, shares = (
+        torch.cat(parts) for parts in ([own.sort().values for own in scores], of_group, share)
+    )
+    order = shares.argsort(stable=True)
+    return owners[order[values[order].argsort(stable=True)]]
 
 
 def structure(model: nn.Module, group: ChannelGroup) -> tuple:

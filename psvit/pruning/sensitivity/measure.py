@@ -88,7 +88,7 @@ def _summary(sums: Sums, stopping: Stopping | None) -> dict[str, Any]:
         summary |= {
             "tolerance": stopping.tolerance,
             "stopped_early": stopped,
-            "share_of_images_shown": shown / every,
+            "share_of_images_shown": shown / every if every else 1.0,
             # that a stopped row is on the side of the tolerance where it was put; that all are
             "confidence_of_a_row": stopping.confidence,
             "confidence_of_all_rows": max(0.0, 1.0 - stopped * (1.0 - stopping.confidence)),
