@@ -49,6 +49,16 @@ def test_evaluation_reads_each_image_once_in_order():
     assert torch.equal(loaded[1][0][7], data.test[107][0])
 
 
+def test_a_shuffled_split_is_the_same_images_always_in_one_order():
+    data = load_data("digits")
+    plain, first, second = (
+        torch.cat([y for _, y in data.val_dataloader(100, shuffled=shuffled)])
+        for shuffled in (False, True, True)
+    )
+    assert torch.equal(first, second) and not torch.equal(first, plain)
+    assert torch.equal(first.sort().values, plain.sort().values)
+
+
 @pytest.mark.parametrize(
     ("batch_size", "expected"),
     [

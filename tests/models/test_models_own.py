@@ -2,13 +2,20 @@
 
 import re
 import sys
+from collections import OrderedDict
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from torch import nn
 
 from psvit.models import create_model, factory
+from psvit.models.base import SpikingTransformer
+from psvit.models.blocks import MLP, Downsample, Head, ResidualBlock
+from psvit.neurons import LIF
 
 ROOT = Path(__file__).parents[2]
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "docs/own_network.md").read_text(), re.DOTALL)
@@ -38,6 +45,61 @@ def test_the_page_s_check_passes(folder, capsys):
         "stage1.block2.hidden hidden 16",
         "stage1.stream stream 32",
     ]
+
+
+class Stem(nn.Sequential):
+    """A first segment with a neuron, which may stand anywhere in it."""
+
+    def __init__(self, neuron_first):
+        parts = [LIF(), TimeConv(2, 8)] if neuron_first else [TimeConv(2, 8), LIF()]
+        super().__init__(*parts)
+
+
+class TimeConv(nn.Conv2d):
+    def __init__(self, inputs, outputs):
+        super().__init__(inputs, outputs, 3, padding=1)
+
+    def forward(self, x):
+        return super().forward(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
+class Spread(SpikingTransformer):
+    """Two streams in one stage, behind a stem that keeps time."""
+
+    def __init__(self, neuron_first=False):
+        super().__init__(3)
+        self.stem = nn.Module()
+        self.stem.parts = Stem(neuron_first)
+        self.stem.forward = self.stem.parts.forward
+        block = partial(ResidualBlock, 0.0)
+        self.open = Downsample(8, 8, kernel_size=3, stride=1)
+        self.stage1 = nn.Sequential(
+            OrderedDict(
+                block1=block(mlp=MLP(8, 16)),
+                down=Downsample(8, 16, kernel_size=3, stride=2),
+                block2=block(mlp=MLP(16, 32)),
+            )
+        )
+        self.head = Head(16, 4)
+
+
+@pytest.mark.parametrize("neuron_first", [False, True])
+def test_a_first_segment_with_neurons_runs_for_every_step(neuron_first):
+    torch.manual_seed(0)
+    network = Spread(neuron_first).double().eval()
+    for norm in network.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.constant_(norm.bias, 0.7)
+    images = 2 * torch.rand(2, 2, 8, 8, dtype=torch.float64)
+    frames = images.unsqueeze(1).expand(-1, 3, -1, -1, -1).contiguous()
+    logits = network(images)
+    assert torch.equal(logits, network(frames)) and logits.abs().max() > 0
+
+
+def test_two_streams_of_a_stage_have_names_of_their_own():
+    groups = Spread().channel_groups()
+    streams = {name: group.size for name, group in groups.items() if group.kind == "stream"}
+    assert streams == {"stage1.stream": 8, "stage1.down.stream": 16}
 
 
 def test_a_config_from_outside_the_package(folder):

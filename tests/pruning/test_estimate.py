@@ -11,7 +11,12 @@ from tiny import Smooth
 
 from psvit.pruning import masked
 from psvit.pruning.allocation.decision import cost_curves
-from psvit.pruning.estimate import calibrate, estimate_sensitivity, log_odds_effects
+from psvit.pruning.estimate import (
+    calibrate,
+    estimate_sensitivity,
+    log_odds_effects,
+    rank_correlation,
+)
 from psvit.pruning.ranking import Ranking
 from psvit.pruning.sensitivity import COLUMNS, measure_sensitivity
 from psvit.pruning.sensitivity.tallies import Paired, Sums
@@ -104,3 +109,7 @@ def test_a_silent_group_is_predicted_to_cost_nothing(network, images, labels):
         masked_logits = network(images)
     with torch.no_grad():
         assert torch.equal(masked_logits, network(images))
+
+
+def test_where_nothing_can_be_cut_nothing_is_correlated():
+    assert rank_correlation({}, {}, "top1") is None

@@ -114,8 +114,8 @@ class Look(Callback):
         self.saved = pl_module.state_dict()
 
 
-@pytest.mark.parametrize("ema_decay", [None, 0.9])
-def test_training_leaves_the_teacher_as_it_is(config, tmp_path, ema_decay):
+@pytest.mark.parametrize(("ema_decay", "precision"), [(None, 32), (0.9, 32), (None, "64-true")])
+def test_training_leaves_the_teacher_as_it_is(config, tmp_path, ema_decay, precision):
     teacher, look = small(**TINY), Look()
     student, before = copy.deepcopy(teacher), copy.deepcopy(teacher.state_dict())
     module = Classifier(student, replace(RECIPE, ema_decay=ema_decay), 3, "finetune", teacher)
@@ -123,7 +123,7 @@ def test_training_leaves_the_teacher_as_it_is(config, tmp_path, ema_decay):
     fit(
         module,
         LightningDataModule.from_datasets(images, images, batch_size=6),
-        config("dataset=digits").trainer,
+        config("dataset=digits", f"trainer.precision={precision}").trainer,
         tmp_path,
         [],
         [PruneBeforeFit(half_of_all(teacher)), look],
@@ -132,7 +132,7 @@ def test_training_leaves_the_teacher_as_it_is(config, tmp_path, ema_decay):
     assert look.saved.keys() == {f"network.{name}" for name in before}
     # running statistics of batch norms among it
     for name, tensor in teacher.state_dict().items():
-        assert torch.equal(tensor, before[name]), name
+        assert torch.equal(tensor, before[name]) and tensor.dtype == before[name].dtype, name
         assert look.saved[f"network.{name}"].numel() <= tensor.numel()
     assert all(parameter.grad is None for parameter in teacher.parameters())
     assert student.head.fc.in_features < teacher.head.fc.in_features

@@ -73,7 +73,7 @@ def _owners(scores: list[Tensor]) -> Tensor:
     to its size: one threshold between them would take all or none.
     """
     of_group = [torch.full((len(own),), index) for index, own in enumerate(scores)]
-    share = [torch.arange(len(own)) / len(own) for own in scores]
+    share = [(torch.arange(len(own)) + 0.5) / len(own) for own in scores]
     values, owners, shares = (
         torch.cat(parts) for parts in ([own.sort().values for own in scores], of_group, share)
     )

@@ -102,3 +102,15 @@ def test_cuts_stay_even_over_heads_and_never_take_all(network):
 def test_an_unreachable_budget(network, ranking):
     with pytest.raises(UserError, match=r"^pruning\.target_memory_saving=0\.99"):
         global_threshold(network, ranking, Budget(network, {"memory": 0.99}), "mean", False)
+
+
+def test_equal_scores_go_from_all_groups_alike(network, ranking):
+    for name in ranking.scores:
+        ranking.scores[name] = torch.zeros(ranking.groups[name].size).double()
+    budget = Budget(network, {"memory": 0.2})
+    plan = global_threshold(network, ranking, budget, "none", False).plan
+    shares = [n / ranking.groups[name].size for name, n in removed(ranking, plan).items()]
+    assert 0.2 <= saving(network, plan) < 0.22
+    # to a unit of the narrowest group
+    narrowest = min(group.size for group in ranking.groups.values())
+    assert max(shares) - min(shares) <= 1 / narrowest

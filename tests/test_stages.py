@@ -1,0 +1,138 @@
+"""Stages on networks that were never trained: what is compared, noted, read and refused."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from psvit import setup
+from psvit.data import create_data
+from psvit.decide import decide, make_budget
+from psvit.errors import UserError
+from psvit.pipeline import run
+from psvit.pruning import checkpoint
+from psvit.pruning.allocation import uniform_at
+from psvit.setup import build_network, check_pruning, load_network
+from psvit.stages import Stages
+
+
+@pytest.fixture
+def stages(config, tiny_run, tmp_path):
+    def made(*overrides):
+        cfg = config(*tiny_run, *overrides, "pruning.ratios=[0.25, 0.5]")
+        data = create_data(cfg.dataset, cfg.seed)
+        torch.manual_seed(0)
+        network, _ = build_network(cfg, data, None)
+        found = Stages(cfg, data, tmp_path, [])
+        found.base = network
+        return found
+
+    return made
+
+
+def plan_of(stages, network):
+    ranking = stages.rank(network)
+    return decide(stages, network, make_budget(stages, network, ranking), 1)
+
+
+def test_a_cut_counts_from_the_network_that_was_cut(stages):
+    found = stages("pruning=fine_grained")
+    other = build_network(found.cfg, found.data, None)[0]
+    # untrained networks are silent: their classifiers' biases are what they answer
+    torch.nn.init.normal_(other.head.fc.bias)
+    decision = SimpleNamespace(measure="loss", predicted=0.5)
+    assert found.divergence(other).loss != found.divergence(found.base).loss
+    # a later round: the network it cuts is not the base network, and nothing of it goes
+    found.compare_prediction(decision, other, other, found.base)
+    prediction = found.record.results["prediction"]
+    assert prediction["measured"] == 0.0 and prediction["predicted"] == 0.5
+    difference = found.divergence(found.base).loss - found.divergence(other).loss
+    assert prediction["measured_after_recovery"] == difference
+
+
+def test_a_run_that_goes_on_knows_how_its_table_was_made(stages, monkeypatch):
+    options = ("pruning=fine_grained", "pruning.target_memory_saving=0.1")
+    first = stages(*options)
+    plan = plan_of(first, first.base).plan
+    made = first.record.results["sensitivity"]
+    assert made["sensitivity.csv"]["method"] == "measured"
+    again = stages(*options)
+    monkeypatch.setattr(Stages, "sensitivity", None)  # what is kept is not measured again
+    assert plan_of(again, again.base).plan == plan
+    assert again.record.results["sensitivity"] == made
+
+
+def test_rows_may_stop_early(config, tiny_run, tmp_path):
+    cfg = config(
+        *tiny_run,
+        "pruning=sensitivity",
+        "pruning.ratios=[0.5]",
+        "pruning.sensitivity.adaptive=true",
+        "finetune=none",
+        "logger=none",
+        "report=tables",
+    )
+    summary = run(cfg, tmp_path)["sensitivity"]["sensitivity.csv"]
+    assert summary["confidence_of_a_row"] == cfg.pruning.sensitivity.confidence
+    assert 0.0 < summary["share_of_images_shown"] <= 1.0
+
+
+@pytest.mark.parametrize(
+    ("options", "met"),
+    [
+        # the grid's largest ratio saves 0.4 of this network
+        (("pruning=fine_grained",), False),
+        (("pruning=prioritized",), False),
+        # ratios of one cut add up over rounds, and not every policy's are those of the grid
+        (("pruning=fine_grained", "pruning.rounds=2"), True),
+        (("pruning=global",), True),
+        (("pruning=uniform",), True),
+        # ... but the large groups alone hold too little
+        (("pruning=uniform", "pruning.large_share=0.2"), False),
+    ],
+)
+def test_a_target_is_refused_where_the_policy_cannot_reach_it(stages, options, met):
+    found = stages(*options, "pruning.target_memory_saving=0.5")
+    if met:
+        check_pruning(found.cfg, found.data, found.base)
+        return
+    with pytest.raises(UserError, match=r"pruning\.target_memory_saving=0\.5: cannot be reached"):
+        check_pruning(found.cfg, found.data, found.base)
+
+
+def test_the_most_that_large_groups_can_save_is_within_reach(stages):
+    found = stages(
+        "pruning=uniform",
+        "pruning.large_share=0.2",
+        "pruning.target_memory_saving=null",
+        "pruning.max_accuracy_drop=50",
+    )
+    budget = make_budget(found, found.base, found.rank(found.base))
+    names = setup.reach(found.cfg.pruning, found.base, found.rank(found.base))[1]
+    _, plan = uniform_at(found.rank(found.base), budget, names)
+    assert set(plan) == set(names)
+
+
+def test_recordings_are_read_in_as_many_frames_as_the_network_has_steps(
+    config, tiny_run, stages, tmp_path
+):
+    network = stages("model.time_steps=3", "pruning=fine_grained").base
+    checkpoint.save(network, tmp_path / "base")
+    for given, steps in (([], 3), (["ckpt_time_steps=6"], 6)):
+        cfg = config(
+            *tiny_run,
+            "+dataset.frames=${model.time_steps}",
+            "model.time_steps=4",
+            f"ckpt_path={tmp_path}/base",
+            *given,
+        )
+        assert load_network(cfg).time_steps == cfg.dataset.frames == steps
+
+
+def test_a_batch_that_is_shared_out_is_not_one_long_recording(config, tiny_run, monkeypatch):
+    cfg = config("model=qkformer", "model.batch_as_time=true")
+    data = create_data(cfg.dataset, cfg.seed)
+    build_network(cfg, data, None)
+    monkeypatch.setattr(setup, "world_size", lambda: 2)
+    with pytest.raises(UserError, match=r"model\.batch_as_time=True: expected false"):
+        build_network(cfg, data, None)
