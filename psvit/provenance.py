@@ -18,8 +18,6 @@ import psvit
 PACKAGE = Path(psvit.__file__).parent
 # what decides what a run computes; an edited README does not make the code another
 CODE = (PACKAGE.name, "conf", "run.py", "pyproject.toml")
-# through which a git hook hands its own repository on to what it runs
-REPOSITORY = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_PREFIX")
 
 
 def provenance(**facts: Any) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from psvit.reuse import Reuse
 
 _log = logging.getLogger(__name__)
 
-# PSViT, arXiv 2606.03257, abstract: SDT-V2 on ImageNet-1K
+# PSViT, arXiv 2606.03257, abstract: ImageNet-1K
 PUBLISHED = {
     "base": {"top1": 73.3, "drop": 0.0, "memory_saving": 0.0},
     "fine_grained": {"top1": 70.3, "drop": 3.0, "memory_saving": 0.224},

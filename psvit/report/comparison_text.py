@@ -28,7 +28,7 @@ CONVENTIONS = (
     "mean ± sample standard deviation over the seeds; drop "
     "in points below the base network of the same seed; memory saving = 1 − parameters / base "
     "parameters. Recovery none: the network as it was cut. The policy fine_grained is PSViT's rule "
-    "as published (arXiv 2606.03257), prioritized is PrimeSVT's (arXiv 2606.03428), each with "
+    "as we read it (arXiv 2606.03257), prioritized is PrimeSVT's (arXiv 2606.03428), each with "
     "importance l2 and no recovery, fine-tuned or not; any other row is not theirs."
 )
 
