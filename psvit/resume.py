@@ -19,6 +19,8 @@ from psvit.errors import UserError
 from psvit.files import read_json, write_json
 
 CONFIG, STATE = "config.yaml", "run.json"
+# in a run's folder, the results of its stages, until all are done
+DONE = "stages"
 # what may be said again: no value of the run, or the leave to import a module
 ALLOWED = ("model.module", "print_config", "hydra/job_logging", "hydra/hydra_logging")
 # the classes that a run's config may name: Lightning's own, and nothing that they import
@@ -186,19 +188,28 @@ def is_run_of(folder: Path, config: str) -> bool:
     So a command that is said again, a multirun for instance, does what is not done yet.
 
     Raises:
-        FolderTaken: it is the finished run of another config.
+        FolderTaken: it is the run of another config, which is finished or has done something.
     """
     stored = folder / CONFIG
     if not stored.is_file():
         return False
-    same = stored.read_text() == config
-    if not same and read_state(folder)["finished"]:
+    if stored.read_text(encoding="utf-8", errors="replace") == config:
+        return True
+    if read_state(folder)["finished"]:
         raise FolderTaken(
             "paths.output_dir",
             folder,
             "holds a finished run of other options: expected another folder, or this one removed",
         )
-    return same
+    # hours of work may lie there; a run that ended before its first stage leaves locks at most
+    if any(each.name[0] != "." for each in (folder / DONE).glob("*")):
+        raise FolderTaken(
+            "paths.output_dir",
+            folder,
+            f"holds a stopped run of other options: go on with resume={folder}, "
+            "take another folder, or remove it",
+        )
+    return False
 
 
 def not_written(error: OSError, folder: Path | None = None) -> UserError:

@@ -113,8 +113,28 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_config_only(whole, tmp_pat
     assert not is_run_of(tmp_path, text)
     shutil.copy(whole / "config.yaml", tmp_path)
     assert is_run_of(tmp_path, text)
-    # begun anew
-    assert not is_run_of(tmp_path, text.replace("seed: 3", "seed: 4"))
+    other = text.replace("seed: 3", "seed: 4")
+    # nothing is done yet, so that it is begun anew
+    (tmp_path / "stages" / ".locks").mkdir(parents=True)
+    assert not is_run_of(tmp_path, other)
+    (tmp_path / "stages" / "base").mkdir()
+    assert is_run_of(tmp_path, text)
+    with pytest.raises(FolderTaken, match="holds a stopped run of other options") as error:
+        is_run_of(tmp_path, other)
+    assert f"go on with resume={tmp_path}, take another folder" in str(error.value)
+
+
+def test_a_stopped_run_is_not_written_over(whole, tmp_path):
+    cfg = OmegaConf.load(whole / "config.yaml")
+    shutil.copy(whole / "config.yaml", tmp_path)
+    begun = tmp_path / "stages" / "base" / "epoch"
+    begun.parent.mkdir(parents=True)
+    begun.write_text("43")
+    cfg.seed = 4
+    with pytest.raises(FolderTaken, match="holds a stopped run of other options"):
+        run(cfg, tmp_path)
+    assert begun.read_text() == "43"
+    assert (tmp_path / "config.yaml").read_text() == (whole / "config.yaml").read_text()
 
 
 def test_a_job_leaves_no_note_in_the_folder_of_another_run(tmp_path, monkeypatch):
