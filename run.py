@@ -63,7 +63,7 @@ def main(cfg: DictConfig) -> float | list[float] | None:
         # before processes are started for it
         check_config(cfg)
         with stoppable(folder):
-            work = partial(run, resumed=resumed)
+            work = partial(run, resumed=resumed, overrides=list(job.overrides.task))
             results = run_over_processes(work, cfg, folder, job.job_logging)
         (folder / REASON).unlink(missing_ok=True)
     except (UserError, HydraException, OmegaConfBaseException) as error:
