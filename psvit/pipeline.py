@@ -16,7 +16,7 @@ from psvit.config import check_config
 from psvit.console import print_config, quiet_libraries
 from psvit.data import create_data
 from psvit.decide import decide, make_budget, round_budget
-from psvit.files import read_json, write_json, write_text
+from psvit.files import write_json, write_text
 from psvit.memory import keep_freed_memory
 from psvit.processes import from_first, rank
 from psvit.provenance import environment
@@ -28,7 +28,7 @@ from psvit.report.dashboard import log_run
 from psvit.report.files import read_run
 from psvit.report.loggers import close_loggers, logger_ids, open_loggers, wandb_run
 from psvit.report.table import print_table
-from psvit.resume import CONFIG, claimed, is_run_of, read_state, write_state
+from psvit.resume import CONFIG, claimed, is_run_of, read_results, read_state, write_state
 from psvit.setup import (
     build_network,
     check_pruning,
@@ -69,7 +69,7 @@ def run(
 
 def _finished(folder: Path) -> dict[str, Any]:
     _log.info("%s is finished: there is nothing left to do", folder)
-    return read_json(folder / "results.json")
+    return read_results(folder)
 
 
 def _claimed_run(

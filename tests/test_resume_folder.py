@@ -2,30 +2,24 @@
 
 import runpy
 import shutil
+import sys
 
 import pytest
 import yaml
 from main_job import RUN
+from omegaconf import OmegaConf
 
 from psvit.errors import UserError
-from psvit.resume import claimed, resumed_arguments, stored_config
+from psvit.pipeline import run
+from psvit.resume import claimed, read_state
+from psvit.stored import resumed_arguments, stored_config
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path, config):
     """A run's folder that holds a config and nothing else."""
-    config = {
-        "paths": {"output_dir": str(tmp_path)},
-        "model": {"module": None},
-        "trainer": {"_target_": "lightning.pytorch.Trainer"},
-        "logger": {
-            "csv": {
-                "_target_": "lightning.pytorch.loggers.CSVLogger",
-                "save_dir": str(tmp_path),
-            }
-        },
-    }
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    cfg = config("logger=csv", f"paths.output_dir={tmp_path}")
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
     return tmp_path
 
 
@@ -61,6 +55,90 @@ def test_the_folder_may_have_moved(folder, tmp_path_factory, config):
     shutil.move(folder, place)
     cfg = stored_config(config(), place)
     assert cfg.paths.output_dir == cfg.logger.csv.save_dir == str(place)
+
+
+def test_what_lies_in_the_folder_moves_with_it_and_nothing_else(folder, config, tmp_path_factory):
+    changed(
+        folder,
+        ckpt_path=f"{folder}/base",
+        name=f"{folder}-2",
+        tags=[str(folder)],
+    )
+    place = tmp_path_factory.mktemp("moved") / "run"
+    shutil.move(folder, place)
+    cfg = stored_config(config(), place)
+    assert (cfg.ckpt_path, cfg.name, cfg.tags) == (f"{place}/base", f"{folder}-2", [str(place)])
+
+
+@pytest.mark.parametrize("written", [None, "", "digits"])
+def test_a_run_without_an_output_folder_keeps_its_values(folder, config, written):
+    changed(folder, paths={"output_dir": written, "cache_dir": None})
+    before = yaml.safe_load((folder / "config.yaml").read_text())
+    cfg = OmegaConf.to_container(stored_config(config(), folder))
+    assert {**cfg, "resume": None} == before
+
+
+@pytest.mark.parametrize(
+    ("removed", "told"),
+    [
+        (("channels_last", None), "lacks channels_last,"),
+        (("measure", None), "lacks measure,"),
+        (("trainer", "cuda_graphs"), "lacks trainer.cuda_graphs,"),
+        (("pruning", "ridge"), "lacks pruning.ridge,"),
+    ],
+)
+def test_the_options_that_an_older_version_did_not_have_are_named(folder, config, removed, told):
+    plain = yaml.safe_load((folder / "config.yaml").read_text())
+    section, option = removed
+    del (plain if option is None else plain[section])[option or section]
+    (folder / "config.yaml").write_text(yaml.safe_dump(plain))
+    with pytest.raises(UserError) as error:
+        stored_config(config(), folder)
+    assert told in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["pruning=none", "finetune=none", "logger=none"],
+        ["model=e_spikeformer", "dataset=cifar10", "pruning=budgeted"],
+        ["pruning=sensitivity", "debug=profiler", "trainer=gpu"],
+    ],
+)
+def test_options_that_a_choice_does_not_have_are_not_missing(folder, config, overrides):
+    cfg = config(*overrides, f"paths.output_dir={folder}", "dataset.root=x")
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+    assert stored_config(config(), folder).pruning == cfg.pruning
+
+
+@pytest.mark.parametrize("values", [{"model": None}, {"dataset": None}, {"paths": "x"}])
+def test_a_section_that_is_none_is_one_line(folder, config, values):
+    changed(folder, **values)
+    with pytest.raises(UserError, match=f"expected a section of options: {next(iter(values))}"):
+        stored_config(config(), folder)
+
+
+@pytest.mark.parametrize("text", ["", "some text", "- 1", "{", "\x00"])
+def test_a_config_that_is_none_is_one_line(folder, config, text):
+    (folder / "config.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"its config\.yaml (is damaged|cannot be read)"):
+        stored_config(config(), folder)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "3", '{"finished": 1}', '{"loggers": null}'])
+def test_a_state_that_is_damaged_is_one_line(folder, text):
+    (folder / "run.json").write_text(text)
+    with pytest.raises(UserError, match=r"run\.json: is damaged: remove it"):
+        read_state(folder)
+
+
+@pytest.mark.parametrize("text", [None, "", "{}", '{"rows": []}', "[]"])
+def test_a_finished_run_without_results_is_one_line(folder, text):
+    (folder / "run.json").write_text('{"finished": true}')
+    if text is not None:
+        (folder / "results.json").write_text(text)
+    with pytest.raises(UserError, match=r"results\.json: the run is finished, but"):
+        run(OmegaConf.load(folder / "config.yaml"), folder, resumed=True)
 
 
 @pytest.mark.parametrize(
@@ -106,6 +184,17 @@ def test_a_disk_that_takes_no_more_is_one_line(folder, strerror):
 def test_other_errors_are_not_taken_for_the_disks(tmp_path):
     with pytest.raises(FileNotFoundError), claimed(tmp_path):
         (tmp_path / "none").read_text()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+def test_a_folder_that_the_system_does_not_let_be_made_is_one_line(monkeypatch, capsys):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    monkeypatch.setattr("sys.argv", [str(RUN), "hydra.run.dir=/proc/x"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(RUN), run_name="__main__")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2
+    assert line.startswith("paths.output_dir=/proc/x: No such file or directory; expected")
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, monkeypatch, capsys):
