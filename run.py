@@ -23,14 +23,13 @@ from omegaconf.errors import OmegaConfBaseException
 from psvit.errors import UserError
 from psvit.files import write_text
 from psvit.resume import (
-    DISK,
     FolderTaken,
     Stopped,
     not_written,
-    resumed_arguments,
+    of_the_disk,
     stoppable,
-    stored_config,
 )
+from psvit.stored import resumed_arguments, stored_config
 from psvit.suggest import check_choices, check_files, did_you_mean
 
 SHOW_TRACEBACK = "HYDRA_FULL_ERROR"
@@ -63,7 +62,7 @@ def main(cfg: DictConfig) -> float | list[float] | None:
         # before processes are started for it
         check_config(cfg)
         with stoppable(folder):
-            work = partial(run, resumed=resumed)
+            work = partial(run, resumed=resumed, overrides=list(job.overrides.task))
             results = run_over_processes(work, cfg, folder, job.job_logging)
         (folder / REASON).unlink(missing_ok=True)
     except (UserError, HydraException, OmegaConfBaseException) as error:
@@ -156,7 +155,7 @@ if __name__ == "__main__":
         sys.exit(tell(error))
     except OSError as error:
         # Hydra makes the run's folder
-        if traceback_wanted or error.errno not in DISK:
+        if traceback_wanted or not of_the_disk(error):
             raise
         sys.exit(tell(not_written(error)))
     from psvit.report.multirun import Comparison

@@ -24,7 +24,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from psvit.pipeline import run
-from psvit.resume import Stopped, stoppable, stored_config
+from psvit.resume import Stopped, stoppable
+from psvit.stored import stored_config
 
 CONF = Path(__file__).parents[1] / "conf"
 JOB = (

@@ -1,6 +1,7 @@
 """The whole method, stage by stage, as the paper tells it; each stage leaves its files behind."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from psvit.config import check_config
 from psvit.console import print_config, quiet_libraries
 from psvit.data import create_data
 from psvit.decide import decide, make_budget, round_budget
-from psvit.files import read_json, write_json, write_text
+from psvit.files import write_json, write_text
 from psvit.memory import keep_freed_memory
 from psvit.processes import from_first, rank
 from psvit.provenance import environment
@@ -27,7 +28,7 @@ from psvit.report.dashboard import log_run
 from psvit.report.files import read_run
 from psvit.report.loggers import close_loggers, logger_ids, open_loggers, wandb_run
 from psvit.report.table import print_table
-from psvit.resume import CONFIG, claimed, is_run_of, read_state, write_state
+from psvit.resume import CONFIG, claimed, is_run_of, read_results, read_state, write_state
 from psvit.setup import (
     build_network,
     check_pruning,
@@ -41,7 +42,9 @@ from psvit.stages import Stages
 _log = logging.getLogger(__name__)
 
 
-def run(cfg: DictConfig, folder: Path, resumed: bool = False) -> dict[str, Any]:
+def run(
+    cfg: DictConfig, folder: Path, resumed: bool = False, overrides: Sequence[str] | None = None
+) -> dict[str, Any]:
     """Train, analyse, prune, fine-tune and report, as ``cfg`` says.
 
     Args:
@@ -49,6 +52,7 @@ def run(cfg: DictConfig, folder: Path, resumed: bool = False) -> dict[str, Any]:
         folder: the run's folder.
         resumed: whether the folder is that of a run that was stopped, and goes on. So does one
             that holds the same config.
+        overrides: what Hydra was told for this run; None where no command line composed ``cfg``.
 
     Returns:
         What ``results.json`` holds.
@@ -60,15 +64,17 @@ def run(cfg: DictConfig, folder: Path, resumed: bool = False) -> dict[str, Any]:
     with claimed(folder):
         if resumed and read_state(folder)["finished"]:
             return _finished(folder)
-        return _claimed_run(cfg, folder, resumed)
+        return _claimed_run(cfg, folder, resumed, overrides)
 
 
 def _finished(folder: Path) -> dict[str, Any]:
     _log.info("%s is finished: there is nothing left to do", folder)
-    return read_json(folder / "results.json")
+    return read_results(folder)
 
 
-def _claimed_run(cfg: DictConfig, folder: Path, resumed: bool) -> dict[str, Any]:
+def _claimed_run(
+    cfg: DictConfig, folder: Path, resumed: bool, overrides: Sequence[str] | None
+) -> dict[str, Any]:
     quiet_libraries()
     check_config(cfg)
     if not cfg.train or "lr" not in cfg.finetune:
@@ -94,7 +100,9 @@ def _claimed_run(cfg: DictConfig, folder: Path, resumed: bool) -> dict[str, Any]
     if not resumed:
         write_state(folder, finished=False, loggers={})
         write_text(folder / CONFIG, config)
-        write_json(folder / "environment.json", environment())
+        # Hydra notes its overrides in the folder before it is known whose the folder is
+        said = None if overrides is None else list(overrides)
+        write_json(folder / "environment.json", environment(overrides=said))
 
     loggers = open_loggers(cfg.logger, read_state(folder)["loggers"])
     write_state(folder, loggers=logger_ids(loggers))

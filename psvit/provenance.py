@@ -64,8 +64,11 @@ def git_state(package: Path) -> dict[str, Any]:
     return {"commit": commit.strip(), "modified": bool(changes.strip())}
 
 
-def environment() -> dict[str, Any]:
+def environment(**facts: Any) -> dict[str, Any]:
     """What a run needs of the machine to be repeated: ``environment.json`` of its folder.
+
+    Args:
+        facts: of the run; they stand behind the command.
 
     Returns:
         ``command``: as it was typed; what ``provenance`` gives; ``python`` and ``platform``;
@@ -77,6 +80,7 @@ def environment() -> dict[str, Any]:
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     return {
         "command": shlex.join(sys.argv),
+        **facts,
         **provenance(),
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -1,34 +1,26 @@
-"""A run that was stopped goes on: ``python run.py resume=RUN_FOLDER``."""
+"""A run's folder: whose it is, what is done there, and how a run ends that is told to stop."""
 
 import errno
 import os
-import re
 import signal
-from collections.abc import Iterator, Sequence
+import traceback
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, OmegaConf
 
 from psvit.errors import UserError
 from psvit.files import read_json, write_json
 
 CONFIG, STATE = "config.yaml", "run.json"
-# what may be said again: no value of the run, or the leave to import a module
-ALLOWED = ("model.module", "print_config", "hydra/job_logging", "hydra/hydra_logging")
-# the classes that a run's config may name: Lightning's own, and nothing that they import
-CLASSES = re.compile(
-    r"lightning\.pytorch\.(Trainer|(callbacks|loggers|plugins|profilers|strategies)\.[A-Z]\w*)"
-)
-
+# in a run's folder, the results of its stages, until all are done
+DONE = "stages"
 
 # a disk that is full or must not be written, and a folder that is none
-DISK = (
+_DISK = (
     errno.ENOSPC,
     errno.EDQUOT,
     errno.EROFS,
@@ -80,82 +72,6 @@ def stoppable(folder: Path) -> Iterator[None]:
             signal.signal(each, handler)
 
 
-def resumed_arguments(arguments: Sequence[str]) -> list[str]:
-    """The command line with the run's folder as Hydra's, where it names one to resume.
-
-    Raises:
-        UserError: the folder is no run's, or an option would change the run.
-    """
-    given = [argument for argument in arguments if argument.startswith("resume=")]
-    if not given:
-        return list(arguments)
-    value = OverridesParser.create().parse_override(given[-1]).value()
-    if value is None:
-        return list(arguments)
-    folder = Path(str(value)).absolute()
-    if not (folder / CONFIG).is_file():
-        raise UserError("resume", value, f"expected the folder of a run, with its {CONFIG}")
-    for argument in arguments:
-        name = argument.split("=")[0].lstrip("+~")
-        if argument not in given and name not in ALLOWED:
-            raise UserError(
-                "resume",
-                value,
-                f"{argument} beside it: a run goes on with the config of its folder; expected no "
-                f"further option but {', '.join(ALLOWED[:2])}",
-            )
-    place = str(folder).replace("\\", "\\\\").replace("'", "\\'")
-    # Hydra's notes on how the run was composed stay as they were
-    return [*arguments, f"hydra.run.dir='{place}'", "hydra.output_subdir=null"]
-
-
-def stored_config(given: DictConfig, folder: Path) -> DictConfig:
-    """The config of a run's folder, which may have been moved.
-
-    Args:
-        given: the config that the command line composes: the few values that may be said again.
-        folder: the run's.
-
-    Raises:
-        UserError: the file cannot be read, or names code that it must not.
-    """
-    try:
-        plain = yaml.safe_load((folder / CONFIG).read_text())
-        written = plain["paths"]["output_dir"]
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, LookupError, TypeError) as error:
-        raise UserError("resume", folder, f"its {CONFIG} cannot be read: {error}") from error
-    _check_classes(plain, folder)
-    module = plain.get("model", {}).get("module")
-    if module is not None and given.model.get("module") != module:
-        raise UserError(
-            "resume", folder, f"its network is code of yours: add model.module={module}"
-        )
-    plain = _moved(plain, written, str(folder))
-    cfg = OmegaConf.create({**plain, "resume": str(folder), "print_config": given.print_config})
-    OmegaConf.set_struct(cfg, True)
-    return cfg
-
-
-def _check_classes(value: Any, folder: Path) -> None:
-    if isinstance(value, dict):
-        target = value.get("_target_")
-        if target is not None and not CLASSES.fullmatch(str(target)):
-            raise UserError(
-                "resume", folder, f"its {CONFIG} names {target}, which is not run from a folder"
-            )
-    for each in value.values() if isinstance(value, dict) else value:
-        if isinstance(each, (dict, list)):
-            _check_classes(each, folder)
-
-
-def _moved(value: Any, written: str, folder: str) -> Any:
-    if isinstance(value, dict):
-        return {name: _moved(each, written, folder) for name, each in value.items()}
-    if isinstance(value, list):
-        return [_moved(each, written, folder) for each in value]
-    return folder if value == written else value
-
-
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
     """Keeps other processes out of a run's folder.
@@ -173,7 +89,7 @@ def claimed(folder: Path) -> Iterator[None]:
             "paths.output_dir", folder, "another process works on this run: expected another folder"
         ) from error
     except OSError as error:
-        if error.errno not in DISK:
+        if not of_the_disk(error):
             raise
         raise not_written(error, folder) from error
     finally:
@@ -186,19 +102,39 @@ def is_run_of(folder: Path, config: str) -> bool:
     So a command that is said again, a multirun for instance, does what is not done yet.
 
     Raises:
-        FolderTaken: it is the finished run of another config.
+        FolderTaken: it is the run of another config, which is finished or has done something.
     """
     stored = folder / CONFIG
     if not stored.is_file():
         return False
-    same = stored.read_text() == config
-    if not same and read_state(folder)["finished"]:
+    if stored.read_text(encoding="utf-8", errors="replace") == config:
+        return True
+    if read_state(folder)["finished"]:
         raise FolderTaken(
             "paths.output_dir",
             folder,
             "holds a finished run of other options: expected another folder, or this one removed",
         )
-    return same
+    # hours of work may lie there; a run that ended before its first stage leaves locks at most
+    if any(each.name[0] != "." for each in (folder / DONE).glob("*")):
+        raise FolderTaken(
+            "paths.output_dir",
+            folder,
+            f"holds a stopped run of other options: go on with resume={folder}, "
+            "take another folder, or remove it",
+        )
+    return False
+
+
+def of_the_disk(error: OSError) -> bool:
+    """Whether the disk, or what is allowed there, is the reason, and not a fault of this program.
+
+    A folder that cannot be made under ``/proc`` is "No such file", as is a file that is missing.
+    """
+    if error.errno == errno.ENOENT:
+        *_, last = traceback.walk_tb(error.__traceback__)
+        return last[0].f_code.co_name in ("mkdir", "makedirs")
+    return error.errno in _DISK
 
 
 def not_written(error: OSError, folder: Path | None = None) -> UserError:
@@ -212,10 +148,41 @@ def not_written(error: OSError, folder: Path | None = None) -> UserError:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """What the run's folder tells of it: ``finished``, and ``loggers``, each one's id."""
-    state = {"finished": False, "loggers": {}}
+    """What the run's folder tells of it: ``finished``, and ``loggers``, each one's id.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    state: dict[str, Any] = {"finished": False, "loggers": {}}
     path = folder / STATE
-    return {**state, **read_json(path)} if path.exists() else state
+    if not path.exists():
+        return state
+    try:
+        state |= read_json(path)
+        whole = isinstance(state["finished"], bool) and isinstance(state["loggers"], dict)
+    except (ValueError, TypeError):  # no JSON, or no mapping
+        whole = False
+    if not whole:
+        reason = "is damaged: remove it, and what is done is found by the stages' own files"
+        raise UserError("resume", path, reason)
+    return state
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """What ``results.json`` of a finished run holds.
+
+    Raises:
+        UserError: it is gone or damaged.
+    """
+    path = folder / "results.json"
+    try:
+        results = read_json(path)
+        if results["rows"][-1]:
+            return results
+    except (OSError, ValueError, LookupError, TypeError):
+        pass
+    reason = f"the run is finished, but this cannot be read: remove {STATE} to make it again"
+    raise UserError("resume", path, reason)
 
 
 def write_state(folder: Path, **state: Any) -> None:

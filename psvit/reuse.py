@@ -18,10 +18,9 @@ from psvit.data import ImageData
 from psvit.files import read_json, write_json, write_whole
 from psvit.processes import made_by_all
 from psvit.pruning.ranking import Ranking
+from psvit.resume import DONE
 from psvit.training.recipe import Recipe
 
-# in a run's folder, what is done, until all is
-DONE = "stages"
 # what a stage leaves of a network
 WEIGHTS = "weights.safetensors"
 # the code that a stage's result depends on

@@ -20,6 +20,7 @@ from psvit.channels import Plan
 from psvit.errors import UserError
 from psvit.pipeline import run
 from psvit.pruning.allocation import Decision
+from psvit.report.jobs import read_overrides
 from psvit.report.loggers import close_loggers, logger_ids, open_loggers
 from psvit.report.multirun import Comparison
 from psvit.resume import (
@@ -27,9 +28,7 @@ from psvit.resume import (
     Stopped,
     claimed,
     is_run_of,
-    resumed_arguments,
     stoppable,
-    stored_config,
 )
 
 SAME = ("plan.yaml", "plan.csv", "sensitivity.csv", "diagnostics.csv")
@@ -108,13 +107,49 @@ def test_a_run_that_is_asked_for_again_is_done(whole, monkeypatch):
         run(cfg, whole)
 
 
+def test_a_refused_command_leaves_the_runs_own_record(whole, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    said = read_overrides(folder)
+    assert "seed=3" in said
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    refused = [each.replace("seed=3", "seed=4") for each in said]
+    command = [str(RUN), *refused, "print_config=false", f"hydra.run.dir={folder}"]
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(RUN), run_name="__main__")
+    assert ended.value.code == 2
+    assert "holds a finished run of other options" in capsys.readouterr().err
+    assert read_overrides(folder) == said
+
+
 def test_a_run_that_was_stopped_goes_on_with_the_same_config_only(whole, tmp_path):
     text = (whole / "config.yaml").read_text()
     assert not is_run_of(tmp_path, text)
     shutil.copy(whole / "config.yaml", tmp_path)
     assert is_run_of(tmp_path, text)
-    # begun anew
-    assert not is_run_of(tmp_path, text.replace("seed: 3", "seed: 4"))
+    other = text.replace("seed: 3", "seed: 4")
+    # nothing is done yet, so that it is begun anew
+    (tmp_path / "stages" / ".locks").mkdir(parents=True)
+    assert not is_run_of(tmp_path, other)
+    (tmp_path / "stages" / "base").mkdir()
+    assert is_run_of(tmp_path, text)
+    with pytest.raises(FolderTaken, match="holds a stopped run of other options") as error:
+        is_run_of(tmp_path, other)
+    assert f"go on with resume={tmp_path}, take another folder" in str(error.value)
+
+
+def test_a_stopped_run_is_not_written_over(whole, tmp_path):
+    cfg = OmegaConf.load(whole / "config.yaml")
+    shutil.copy(whole / "config.yaml", tmp_path)
+    begun = tmp_path / "stages" / "base" / "epoch"
+    begun.parent.mkdir(parents=True)
+    begun.write_text("43")
+    cfg.seed = 4
+    with pytest.raises(FolderTaken, match="holds a stopped run of other options"):
+        run(cfg, tmp_path)
+    assert begun.read_text() == "43"
+    assert (tmp_path / "config.yaml").read_text() == (whole / "config.yaml").read_text()
 
 
 def test_a_job_leaves_no_note_in_the_folder_of_another_run(tmp_path, monkeypatch):
@@ -134,99 +169,6 @@ def test_wandb_goes_on_with_its_run(config, tmp_path):
     finally:
         close_loggers(loggers)
     assert list(tmp_path.glob("wandb/offline-run-*-as1before"))
-
-
-def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, monkeypatch, capsys):
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
-    monkeypatch.setattr("sys.argv", [str(RUN), f"hydra.run.dir={tmp_path}/file/run"])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(RUN), run_name="__main__")
-    (line,) = capsys.readouterr().err.splitlines()
-    assert ended.value.code == 2
-    assert line.startswith(f"paths.output_dir={tmp_path}/file/run: Not a directory; expected")
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """A run's folder that holds a config and nothing else."""
-    config = {
-        "paths": {"output_dir": str(tmp_path)},
-        "model": {"module": None},
-        "trainer": {"_target_": "lightning.pytorch.Trainer"},
-        "logger": {
-            "csv": {
-                "_target_": "lightning.pytorch.loggers.CSVLogger",
-                "save_dir": str(tmp_path),
-            }
-        },
-    }
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    return tmp_path
-
-
-def changed(folder, **values):
-    path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **values}))
-    return folder
-
-
-def test_the_folder_is_hydras(folder):
-    found = resumed_arguments([f"resume={folder}", "print_config=false"])
-    assert found[2:] == [f"hydra.run.dir='{folder}'", "hydra.output_subdir=null"]
-    assert resumed_arguments(["seed=1", "resume=null"]) == ["seed=1", "resume=null"]
-
-
-@pytest.mark.parametrize(
-    "further", [["seed=1"], ["-m"], ["pruning=uniform"], ["+a=1"], ["hydra.run.dir=x"], ["resume"]]
-)
-def test_what_would_change_the_run_is_refused(folder, further):
-    with pytest.raises(UserError, match="goes on with the config of its folder") as error:
-        resumed_arguments([f"resume={folder}", *further])
-    assert str(error.value).startswith(f"resume={folder}: {further[0]} beside it")
-
-
-def test_a_folder_that_is_no_run_is_refused(tmp_path):
-    for name in (tmp_path, tmp_path / "none"):
-        with pytest.raises(UserError, match=r"expected the folder of a run, with its config\.yaml"):
-            resumed_arguments([f"resume={name}"])
-
-
-def test_the_folder_may_have_moved(folder, tmp_path_factory, config):
-    place = tmp_path_factory.mktemp("moved") / "run"
-    shutil.move(folder, place)
-    cfg = stored_config(config(), place)
-    assert cfg.paths.output_dir == cfg.logger.csv.save_dir == str(place)
-
-
-@pytest.mark.parametrize(
-    "target",
-    [
-        "os.system",
-        "lightning.pytorch.loggers.wandb.os.system",
-        "lightning.pytorch.trainer.trainer.os.system",
-        "subprocess.Popen",
-        ["lightning.pytorch.Trainer"],
-    ],
-)
-def test_code_is_not_taken_from_a_folder(folder, config, target):
-    changed(folder, logger={"deep": [{"_target_": target}]})
-    with pytest.raises(UserError, match="which is not run from a folder"):
-        stored_config(config(), folder)
-
-
-def test_a_module_is_imported_only_where_the_user_says_so(folder, config):
-    changed(folder, model={"module": "my_network"})
-    with pytest.raises(UserError, match=r"add model\.module=my_network"):
-        stored_config(config(), folder)
-    assert stored_config(config("+model.module=my_network"), folder).model.module == "my_network"
-
-
-def test_yaml_makes_no_objects(folder, config, tmp_path):
-    (folder / "config.yaml").write_text(f"a: !!python/object/apply:os.mkdir [{tmp_path}/made]\n")
-    with pytest.raises(UserError, match=r"config\.yaml cannot be read"):
-        stored_config(config(), folder)
-    assert not (tmp_path / "made").exists()
 
 
 def test_one_process_at_a_time(tmp_path):
@@ -256,21 +198,6 @@ def test_a_signal_ends_the_run_and_the_next_one_the_process(tmp_path, number):
     assert stopped.value.exit_code == 128 + number
     assert str(stopped.value).endswith(f"to go on: python run.py resume={tmp_path}")
     assert signal.getsignal(number) == before
-
-
-@pytest.mark.parametrize("strerror", ["No space left on device", "Read-only file system"])
-def test_a_disk_that_takes_no_more_is_one_line(folder, strerror):
-    number = {"No space left on device": 28, "Read-only file system": 30}[strerror]
-    with pytest.raises(UserError) as error, claimed(folder):
-        raise OSError(number, strerror, str(folder / "results.json"))
-    message = str(error.value)
-    assert message.startswith(f"paths.output_dir={folder}/results.json: {strerror}; expected")
-    assert message.endswith(f"then go on with resume={folder}")
-
-
-def test_other_errors_are_not_taken_for_the_disks(tmp_path):
-    with pytest.raises(FileNotFoundError), claimed(tmp_path):
-        (tmp_path / "none").read_text()
 
 
 def test_a_decision_is_read_as_it_was_made(tmp_path):

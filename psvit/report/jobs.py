@@ -110,11 +110,27 @@ class Job:
     @cached_property
     def overrides(self) -> list[str]:
         """What Hydra was told for this job; [] where that is unknown."""
-        try:
-            said = yaml.safe_load((self.folder / ".hydra" / "overrides.yaml").read_text())
-            return list(map(str, said or []))
-        except (OSError, ValueError, TypeError, yaml.YAMLError):
-            return []
+        return read_overrides(self.folder) or []
+
+
+def read_overrides(folder: Path) -> list[str] | None:
+    """What Hydra was told for the run in ``folder``; None where that is unknown.
+
+    The run's own record holds. Hydra's file is that of the last command that named the folder, also
+    of one that was refused there; it is read where there is no record: of a job that failed before
+    it began, and of runs that older versions made.
+    """
+    try:
+        record = json.loads((folder / "environment.json").read_text())
+        if "overrides" in record:
+            return None if record["overrides"] is None else list(map(str, record["overrides"]))
+    except (OSError, ValueError, TypeError):
+        pass
+    try:
+        said = yaml.safe_load((folder / ".hydra" / "overrides.yaml").read_text())
+        return list(map(str, said or []))
+    except (OSError, ValueError, TypeError, yaml.YAMLError):
+        return None
 
 
 def percent(share: float) -> str:

@@ -9,6 +9,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
+from psvit.errors import UserError
 from psvit.report.dashboard import define_curves
 
 _log = logging.getLogger(__name__)
@@ -21,6 +22,9 @@ def open_loggers(config: DictConfig | None, ids: Mapping[str, str] | None = None
 
     A logger that cannot be had never stops a run: one whose package is not installed is left out,
     and W&B without an account or a network goes on offline. Either is said in one line.
+
+    Raises:
+        UserError: a value that the logger does not take, online or offline.
     """
     loggers = []
     for name, entry in (config or {}).items():
@@ -34,11 +38,12 @@ def open_loggers(config: DictConfig | None, ids: Mapping[str, str] | None = None
             if isinstance(error.__cause__, ModuleNotFoundError):
                 _log.warning("logger=%s is left out, it is not installed: %s", name, reason)
             elif entry.get("offline") is False:
+                loggers.append(_opened_offline(name, entry, again))
                 _log.warning("logger=%s goes on offline: %s", name, reason)
-                # Lightning's ``offline`` alone comes too late once W&B has read its environment
-                loggers.append(_opened(instantiate(entry, offline=True, mode="offline", **again)))
-            else:
+            elif isinstance(error, OSError):  # of the disk, which all else needs too
                 raise
+            else:
+                raise UserError("logger", name, reason) from error
     return loggers
 
 
@@ -76,8 +81,25 @@ def _opened(logger: Logger) -> Logger:
     return logger
 
 
+def _opened_offline(name: str, entry: DictConfig, again: Mapping[str, str]) -> Logger:
+    try:
+        # Lightning's ``offline`` alone comes too late once W&B has read its environment
+        return _opened(instantiate(entry, offline=True, mode="offline", **again))
+    except OSError:
+        raise
+    except Exception as error:  # what is wrong offline too is no matter of the network
+        raise UserError("logger", name, _reason(error)) from error
+
+
 def _reason(error: BaseException) -> str:
     """The innermost cause, in one line."""
     while error.__cause__ is not None:
         error = error.__cause__
+    # pydantic, which checks W&B's settings, takes three lines for each value
+    problems = getattr(error, "errors", None)
+    if callable(problems):
+        values = [
+            (".".join(map(str, each["loc"])), each["input"], each["msg"]) for each in problems()
+        ]
+        return "; ".join(f"{where}={given!r}: {said}" for where, given, said in values)
     return " ".join(str(error).split()) or type(error).__name__

@@ -12,6 +12,7 @@ from psvit.files import write_text
 from psvit.report import firing, sensitivity, table
 from psvit.report.files import RunFiles
 from psvit.report.html import from_markdown, render
+from psvit.report.jobs import read_overrides
 
 PAGE = "report.html"
 ABSENT = "–"
@@ -137,9 +138,8 @@ def again(folder: Path, environment: dict[str, Any]) -> str:
         lines.append(f"git checkout {environment['commit']}")
         if environment.get("modified"):
             lines.append("# the run had changes that were not committed")
-    overrides = folder / ".hydra" / "overrides.yaml"
-    if overrides.is_file():
-        said = [str(override) for override in yaml.safe_load(overrides.read_text()) or []]
+    said = read_overrides(folder)
+    if said is not None:
         lines.append(shlex.join(["python", "run.py", *said]))
     lines += [
         "# this page, from the files of the run's folder",

@@ -10,6 +10,7 @@ from html_reader import Reader
 
 from psvit.report.files import DIAGNOSTICS_COLUMNS
 from psvit.report.html import from_markdown
+from psvit.report.jobs import Job
 from psvit.report.page import PAGE, again, asked, page, warnings
 from psvit.report.table import final_table
 
@@ -71,6 +72,22 @@ def test_how_to_make_it_again_quotes_for_a_shell(tmp_path):
     assert lines[0] == "git checkout abc"
     assert lines[1] == "python run.py pruning=fine_grained 'pruning.protect=[\"stage1*\"]'"
     assert "not committed" in again(tmp_path, {"commit": "abc", "modified": True})
+
+
+def test_how_to_make_it_again_is_the_runs_own_record(tmp_path):
+    (tmp_path / ".hydra").mkdir()
+    # of a later command, which was refused
+    (tmp_path / ".hydra" / "overrides.yaml").write_text("- seed=9\n")
+    record = tmp_path / "environment.json"
+    record.write_text(json.dumps({"overrides": ["seed=1"]}))
+    assert "python run.py seed=1\n" in again(tmp_path, {})
+    assert Job(tmp_path).overrides == ["seed=1"]
+    # a run that Python called has no command
+    record.write_text(json.dumps({"overrides": None}))
+    assert "run.py" not in again(tmp_path, {}) and Job(tmp_path).overrides == []
+    # an older version's record
+    record.write_text(json.dumps({"commit": "abc"}))
+    assert "python run.py seed=9\n" in again(tmp_path, {})
 
 
 def test_a_network_that_fell_silent_is_told_at_the_head(tmp_path, run):

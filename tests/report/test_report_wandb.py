@@ -10,6 +10,7 @@ import report_runs
 from omegaconf import OmegaConf
 from wandb_records import artifacts, finished, logged
 
+from psvit.errors import UserError
 from psvit.report.dashboard import log_run, summary
 from psvit.report.loggers import close_loggers, open_loggers, wandb_run
 from psvit.report.table import final_table
@@ -220,6 +221,26 @@ def test_without_an_account_the_run_goes_on_offline(environment, monkeypatch, tm
     assert [r.message for r in caplog.records if r.name.startswith("psvit")] == [
         "logger=wandb goes on offline: No API key configured. Use `wandb login`"
     ]
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"offline": "abc"}, "silent='abc': Input should be a valid boolean"),
+        ({"notes": 5}, "run_notes=5: Input should be a valid string"),
+        ({"project": "a/b"}, "Invalid project name 'a/b'"),
+        # not taken for a network that is missing
+        ({"project": "a/b", "offline": False, "mode": "offline"}, "Invalid project name 'a/b'"),
+        ({"tags": 5}, "'int' object is not iterable"),
+    ],
+)
+def test_a_value_that_wandb_does_not_take_is_one_line(
+    environment, tmp_path, values, reason, caplog
+):
+    with pytest.raises(UserError) as error:
+        open_loggers(loggers_config(tmp_path, "wandb", **values))
+    assert str(error.value).startswith(f"logger=wandb: {reason}")
+    assert not [r for r in caplog.records if r.name.startswith("psvit")]
 
 
 def test_what_wandb_cannot_do_never_fails_the_run(folder, monkeypatch, tmp_path, caplog):
