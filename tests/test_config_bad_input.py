@@ -52,6 +52,18 @@ WRONG = {
     "trainer.log_every_n_steps=0": "at least 1",
     "trainer.check_val_every_n_epoch=0": "at least 1",
     "trainer.enable_model_summary=2": "true or false",
+    # what Lightning would refuse, when there is something to train
+    "trainer.foo=1": "no such argument",
+    "trainer._target_=foo.Bar": "lightning.pytorch.Trainer",
+    "trainer._target_=null": "lightning.pytorch.Trainer",
+    "trainer._target_=os.system": "lightning.pytorch.Trainer",
+    "trainer.max_steps=-5": "-1 (infinite steps)",
+    "trainer.max_time=abc": "DD:HH:MM:SS",
+    "trainer.fast_dev_run=-1": ">= 0",
+    "trainer.overfit_batches=-1": "[0.0, 1.0]",
+    "trainer.profiler=foo": "advanced",
+    "trainer.callbacks=[1]": "no effect",
+    "trainer.enable_checkpointing=false": "ModelCheckpoint",
     "training.lr=0": "above 0",
     "training.lr=-1e-3": "above 0",
     "training.lr=fast": "a number",
@@ -137,12 +149,22 @@ def test_the_config_itself_is_right(composed):
 def test_a_value_that_cannot_be_right(composed, override):
     cfg = copy.deepcopy(composed)
     option, _, value = override.partition("=")
-    OmegaConf.update(cfg, option, yaml.safe_load(value))
+    OmegaConf.update(cfg, option, yaml.safe_load(value), force_add=True)
     with pytest.raises(UserError) as error:
         check(cfg)
     message = str(error.value)
     assert message.startswith(f"{option}=") and WRONG[override] in message
     assert "\n" not in message
+
+
+def test_a_right_trainer_is_seen_through_in_silence(composed, capfd, monkeypatch):
+    monkeypatch.setattr("subprocess.Popen", lambda *_, **__: pytest.fail("a process was started"))
+    cfg = copy.deepcopy(composed)
+    trainer = {"devices": 2, "strategy": "ddp", "max_time": "00:01:00:00", "fast_dev_run": True}
+    for name, value in trainer.items():
+        OmegaConf.update(cfg, f"trainer.{name}", value, force_add=True)
+    check_config(cfg)
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.fixture

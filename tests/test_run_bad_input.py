@@ -55,7 +55,7 @@ def test_whoever_refuses_it_one_line(command, tmp_path, overrides, named):
 
 @pytest.mark.parametrize(
     ("override", "expected"),
-    [("seed=-1", UserError), ("nonsense=1", HydraException), ("+trainer.x=0", HydraException)],
+    [("seed=-1", UserError), ("nonsense=1", HydraException), ("+trainer.x=0", UserError)],
 )
 def test_the_traceback_is_there_for_who_wants_it(command, override, expected):
     # what reaches the top is what Python prints with its traceback
