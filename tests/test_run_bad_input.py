@@ -152,6 +152,16 @@ WRONG = {
         "pruning.target_memory_saving=0.95",
         "cannot be reached",
     ),
+    "operations out of reach": (
+        ["pruning.budget=[memory,macs]", "pruning.target_saving=0.9"],
+        "pruning.target_saving=0.9",
+        "of macs; expected a lower target, larger pruning.ratios, or fewer",
+    ),
+    "operations that no cut saves": (
+        ["pruning=global", "pruning.budget=macs", "pruning.target_saving=0.99"],
+        "pruning.target_saving=0.99",
+        "as far as it goes saves 0.",
+    ),
     "a target that the kinds cannot reach": (
         ["pruning.kinds=[value]"],
         "pruning.target_memory_saving=0.224",
