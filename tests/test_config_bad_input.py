@@ -36,6 +36,15 @@ WRONG = {
     "ckpt_time_steps=0": "at least 1",
     "pruning.sensitivity.mended=maybe": "true, false, or null",
     "paths.cache_dir=3": "null for no cache",
+    "measure=null": "options, as measure.NAME=VALUE",
+    "measure=5": "options",
+    "paths=null": "options",
+    "model=null": "options",
+    "dataset.augment=null": "options",
+    "pruning.sensitivity=null": "options",
+    "trainer=3": "options",
+    "model.module=os": "a file",
+    "model.module=5": "dotted name",
     "trainer.max_epochs=0": "at least 1",
     "trainer.max_epochs=2.5": "whole number",
     "trainer.max_epochs=null": "whole number",
@@ -155,6 +164,16 @@ def test_a_value_that_cannot_be_right(composed, override):
     message = str(error.value)
     assert message.startswith(f"{option}=") and WRONG[override] in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("option", ["seed", "trainer", "trainer.compile", "dataset.augment"])
+def test_what_was_taken_out(composed, option):
+    cfg = copy.deepcopy(composed)
+    OmegaConf.set_struct(cfg, False)
+    section, _, name = option.rpartition(".")
+    del (OmegaConf.select(cfg, section) if section else cfg)[name]
+    with pytest.raises(UserError, match=f"^{option}=None: (is missing|expected options)"):
+        check_config(cfg)
 
 
 def test_a_right_trainer_is_seen_through_in_silence(composed, capfd, monkeypatch):
