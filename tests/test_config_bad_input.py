@@ -121,6 +121,10 @@ WRONG = {
     "dataset.image_size=0": "at least 1",
     "dataset.batch_size=-1": "at least 1",
     "dataset.num_workers=-1": "at least 0",
+    # the machine would have hung, or run out of memory, after training
+    "dataset.num_workers=100000": "at most",
+    "dataset.image_size=1000000": "at most 8192",
+    "dataset.crop_pct=0.0001": "above 16384",
     "dataset.val_fraction=1": "between 0 and 1",
     "dataset.mean=[0.5]": "three numbers",
     "dataset.std=[1,1,0]": "above 0",

@@ -152,6 +152,11 @@ WRONG = {
         "pruning.target_memory_saving=0.95",
         "cannot be reached",
     ),
+    "a multiple that no group has": (
+        ["pruning.round_to=1000"],
+        "pruning.round_to=1000",
+        "the widest has",
+    ),
     "operations out of reach": (
         ["pruning.budget=[memory,macs]", "pruning.target_saving=0.9"],
         "pruning.target_saving=0.9",
