@@ -214,6 +214,7 @@ def command(monkeypatch, capsys, tmp_path):
         ("+experiment=cifar10_smal", "experiment=cifar10_small"),
         # an option of another choice than the default one
         ("finetune.distil_weight=0.5", "finetune.distill_weight"),
+        ("training.max_epochs=3", "trainer.max_epochs"),
     ],
 )
 def test_what_was_meant_is_told(command, override, meant):
@@ -230,6 +231,9 @@ def test_a_group_takes_a_choice(command, group, value):
     assert code == 2 and line.startswith(f"{group}={value}: expected one of ")
 
 
-def test_nothing_is_made_up(command):
-    code, error = command("xyzzyxyzzy=3")
-    assert code == 2 and "xyzzyxyzzy" in error and "did you mean" not in error
+@pytest.mark.parametrize("option", ["xyzzyxyzzy", "training.foo", ""])
+def test_nothing_is_made_up(command, option):
+    code, error = command(f"{option}=3")
+    (line,) = error.splitlines()
+    assert code == 2 and option in line
+    assert "did you mean" not in line and "expected one of" not in line
