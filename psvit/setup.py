@@ -10,13 +10,14 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from psvit.config.targets import targets
 from psvit.data import ImageData
 from psvit.errors import UserError
 from psvit.models import create_model
 from psvit.models.official import load_official, read_checkpoint
 from psvit.processes import world_size
 from psvit.pruning import checkpoint
-from psvit.pruning.allocation import Budget, large_groups
+from psvit.pruning.allocation import COUNTED, Budget, large_groups, make_meter
 from psvit.pruning.importance import STATISTICS
 from psvit.pruning.ranking import Ranking
 from psvit.pruning.recovery import SOLVING
@@ -239,9 +240,17 @@ def check_pruning(cfg: DictConfig, data: ImageData, network: nn.Module) -> None:
     # how many channels may go does not depend on which: the cheapest importance answers
     ranking = rank_channels(cfg, data, network, importance="random")
     grid_points(ranking, [pruning.get("ratio", 0.0), *pruning.ratios])
-    memory = {"memory": pruning.target_memory_saving} if pruning.target_memory_saving else {}
-    # other resources take a forward pass to measure, and are checked when the plan is made
-    Budget(network, memory).check_reachable(ranking, *reach(pruning, network, ranking))
+    counted = {
+        name: share
+        for name, share in targets(pruning).items()
+        if share is not None and name in COUNTED
+    }
+    # a count asks for an image's shape alone
+    image, _ = data.val[0]
+    with torch.random.fork_rng(devices=[]):
+        meters = {name: make_meter(network, name, image.unsqueeze(0)) for name in counted}
+        budget = Budget(network, counted, meters)
+        budget.check_reachable(ranking, *reach(pruning, network, ranking))
 
 
 def reach(

@@ -35,6 +35,8 @@ def check_choices(arguments: Sequence[str]) -> None:
     """
     for argument in arguments:
         name, _, value = argument.partition("=")
+        if "=" in argument and not name:
+            raise UserError(name, value, "expected the name of an option before the =")
         if not (CONF / name).is_dir() or not value:
             continue
         given = OverridesParser.create().parse_override(argument).value()
@@ -135,9 +137,32 @@ def did_you_mean(error: Exception, arguments: Sequence[str]) -> str:
         nearest = difflib.get_close_matches(choice, error.options or [], 1)
         return f" (did you mean {group}={nearest[0]}?)" if nearest else ""
     if isinstance(error, ConfigCompositionException) and (found := NO_OPTION.search(text)):
-        nearest = difflib.get_close_matches(found[1] or found[2], _options(arguments), 1)
-        return f" (did you mean {nearest[0]}?)" if nearest else ""
+        meant = _nearest(found[1] or found[2], _options(arguments))
+        return f" (did you mean {meant}?)" if meant else ""
     return ""
+
+
+def _nearest(option: str, options: Sequence[str]) -> str | None:
+    """The option that was meant, or None.
+
+    Of two names in one section what they share is no likeness: ``training.foo`` is not near
+    ``training.lr``.
+    """
+    section, _, last = option.rpartition(".")
+    beside = {each.rpartition(".")[2]: each for each in options if _section(each) == section}
+    if not section or not beside:
+        found = difflib.get_close_matches(option, options, 1)
+        return found[0] if found else None
+    # the right name in a wrong section
+    elsewhere = [each for each in options if each.endswith(f".{last}")]
+    if found := difflib.get_close_matches(option, elsewhere, 1):
+        return found[0]
+    found = difflib.get_close_matches(last, beside, 1)
+    return beside[found[0]] if found else None
+
+
+def _section(option: str) -> str:
+    return option.rpartition(".")[0]
 
 
 def _options(arguments: Sequence[str]) -> list[str]:

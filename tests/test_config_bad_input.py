@@ -36,6 +36,15 @@ WRONG = {
     "ckpt_time_steps=0": "at least 1",
     "pruning.sensitivity.mended=maybe": "true, false, or null",
     "paths.cache_dir=3": "null for no cache",
+    "measure=null": "options, as measure.NAME=VALUE",
+    "measure=5": "options",
+    "paths=null": "options",
+    "model=null": "options",
+    "dataset.augment=null": "options",
+    "pruning.sensitivity=null": "options",
+    "trainer=3": "options",
+    "model.module=os": "a file",
+    "model.module=5": "dotted name",
     "trainer.max_epochs=0": "at least 1",
     "trainer.max_epochs=2.5": "whole number",
     "trainer.max_epochs=null": "whole number",
@@ -52,6 +61,18 @@ WRONG = {
     "trainer.log_every_n_steps=0": "at least 1",
     "trainer.check_val_every_n_epoch=0": "at least 1",
     "trainer.enable_model_summary=2": "true or false",
+    # what Lightning would refuse, when there is something to train
+    "trainer.foo=1": "no such argument",
+    "trainer._target_=foo.Bar": "lightning.pytorch.Trainer",
+    "trainer._target_=null": "lightning.pytorch.Trainer",
+    "trainer._target_=os.system": "lightning.pytorch.Trainer",
+    "trainer.max_steps=-5": "-1 (infinite steps)",
+    "trainer.max_time=abc": "DD:HH:MM:SS",
+    "trainer.fast_dev_run=-1": ">= 0",
+    "trainer.overfit_batches=-1": "[0.0, 1.0]",
+    "trainer.profiler=foo": "advanced",
+    "trainer.callbacks=[1]": "no effect",
+    "trainer.enable_checkpointing=false": "ModelCheckpoint",
     "training.lr=0": "above 0",
     "training.lr=-1e-3": "above 0",
     "training.lr=fast": "a number",
@@ -100,6 +121,10 @@ WRONG = {
     "dataset.image_size=0": "at least 1",
     "dataset.batch_size=-1": "at least 1",
     "dataset.num_workers=-1": "at least 0",
+    # the machine would have hung, or run out of memory, after training
+    "dataset.num_workers=100000": "at most",
+    "dataset.image_size=1000000": "at most 8192",
+    "dataset.crop_pct=0.0001": "above 16384",
     "dataset.val_fraction=1": "between 0 and 1",
     "dataset.mean=[0.5]": "three numbers",
     "dataset.std=[1,1,0]": "above 0",
@@ -137,12 +162,32 @@ def test_the_config_itself_is_right(composed):
 def test_a_value_that_cannot_be_right(composed, override):
     cfg = copy.deepcopy(composed)
     option, _, value = override.partition("=")
-    OmegaConf.update(cfg, option, yaml.safe_load(value))
+    OmegaConf.update(cfg, option, yaml.safe_load(value), force_add=True)
     with pytest.raises(UserError) as error:
         check(cfg)
     message = str(error.value)
     assert message.startswith(f"{option}=") and WRONG[override] in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("option", ["seed", "trainer", "trainer.compile", "dataset.augment"])
+def test_what_was_taken_out(composed, option):
+    cfg = copy.deepcopy(composed)
+    OmegaConf.set_struct(cfg, False)
+    section, _, name = option.rpartition(".")
+    del (OmegaConf.select(cfg, section) if section else cfg)[name]
+    with pytest.raises(UserError, match=f"^{option}=None: (is missing|expected options)"):
+        check_config(cfg)
+
+
+def test_a_right_trainer_is_seen_through_in_silence(composed, capfd, monkeypatch):
+    monkeypatch.setattr("subprocess.Popen", lambda *_, **__: pytest.fail("a process was started"))
+    cfg = copy.deepcopy(composed)
+    trainer = {"devices": 2, "strategy": "ddp", "max_time": "00:01:00:00", "fast_dev_run": True}
+    for name, value in trainer.items():
+        OmegaConf.update(cfg, f"trainer.{name}", value, force_add=True)
+    check_config(cfg)
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.fixture
@@ -169,6 +214,7 @@ def command(monkeypatch, capsys, tmp_path):
         ("+experiment=cifar10_smal", "experiment=cifar10_small"),
         # an option of another choice than the default one
         ("finetune.distil_weight=0.5", "finetune.distill_weight"),
+        ("training.max_epochs=3", "trainer.max_epochs"),
     ],
 )
 def test_what_was_meant_is_told(command, override, meant):
@@ -185,6 +231,9 @@ def test_a_group_takes_a_choice(command, group, value):
     assert code == 2 and line.startswith(f"{group}={value}: expected one of ")
 
 
-def test_nothing_is_made_up(command):
-    code, error = command("xyzzyxyzzy=3")
-    assert code == 2 and "xyzzyxyzzy" in error and "did you mean" not in error
+@pytest.mark.parametrize("option", ["xyzzyxyzzy", "training.foo", ""])
+def test_nothing_is_made_up(command, option):
+    code, error = command(f"{option}=3")
+    (line,) = error.splitlines()
+    assert code == 2 and option in line
+    assert "did you mean" not in line and "expected one of" not in line

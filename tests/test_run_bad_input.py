@@ -55,7 +55,7 @@ def test_whoever_refuses_it_one_line(command, tmp_path, overrides, named):
 
 @pytest.mark.parametrize(
     ("override", "expected"),
-    [("seed=-1", UserError), ("nonsense=1", HydraException), ("+trainer.x=0", HydraException)],
+    [("seed=-1", UserError), ("nonsense=1", HydraException), ("+trainer.x=0", UserError)],
 )
 def test_the_traceback_is_there_for_who_wants_it(command, override, expected):
     # what reaches the top is what Python prints with its traceback
@@ -151,6 +151,21 @@ WRONG = {
         ["pruning.target_memory_saving=0.95"],
         "pruning.target_memory_saving=0.95",
         "cannot be reached",
+    ),
+    "a multiple that no group has": (
+        ["pruning.round_to=1000"],
+        "pruning.round_to=1000",
+        "the widest has",
+    ),
+    "operations out of reach": (
+        ["pruning.budget=[memory,macs]", "pruning.target_saving=0.9"],
+        "pruning.target_saving=0.9",
+        "of macs; expected a lower target, larger pruning.ratios, or fewer",
+    ),
+    "operations that no cut saves": (
+        ["pruning=global", "pruning.budget=macs", "pruning.target_saving=0.99"],
+        "pruning.target_saving=0.99",
+        "as far as it goes saves 0.",
     ),
     "a target that the kinds cannot reach": (
         ["pruning.kinds=[value]"],

@@ -2,11 +2,13 @@
 
 from omegaconf import DictConfig
 
+from psvit.config.sections import check_sections
 from psvit.config.together import check_together
 from psvit.config.values import check_values
 
 
 def check_config(cfg: DictConfig) -> None:
     """Raise a UserError for the first value that cannot be right, by itself or beside others."""
+    check_sections(cfg)
     check_values(cfg)
     check_together(cfg)

@@ -7,6 +7,7 @@ from psvit.config.targets import check_targets
 from psvit.errors import UserError
 from psvit.processes import devices_of
 from psvit.pruning.recovery import SOLVING
+from psvit.training.trainer import check_trainer
 
 
 def check_together(cfg: DictConfig) -> None:
@@ -54,6 +55,7 @@ def _check_trainer(cfg: DictConfig) -> None:
         raise UserError("compile", True, reason)
     if cfg.trainer.cuda_graphs:
         _check_graphs(cfg)
+    check_trainer(cfg.trainer)
 
 
 def _check_graphs(cfg: DictConfig) -> None:

@@ -1,6 +1,7 @@
 """Checks of the ``dataset`` group, before anything is read."""
 
 import math
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,8 @@ FRAME_INTERPOLATIONS = ("area", "bilinear", "nearest")
 EVENT_DATASETS = ("cifar10_dvs", "dvs128_gesture", "n_mnist")
 FOLDERS = ("image_folder", "imagenet")
 DATASETS = ("digits", "cifar10", "cifar100", *FOLDERS, *EVENT_DATASETS)
+# a side of an image; far more is a slip that asks for terabytes
+MANY_PIXELS = 8192
 LAYOUT = "a folder with train/<class>/<image> and test/<class>/<image> (or val/<class>/<image>)"
 
 
@@ -50,14 +53,16 @@ def check_options(cfg: DictConfig) -> None:
             if not valid(value):
                 raise UserError(f"dataset.{key}", value, expected)
 
-    def whole(keys: str, low: int, optional: bool = False) -> None:
+    def whole(keys: str, low: int, optional: bool = False, high: int = 2**63) -> None:
         require(
             keys,
             lambda value: (
                 (optional and value is None)
-                or (isinstance(value, int) and not isinstance(value, bool) and value >= low)
+                or (isinstance(value, int) and not isinstance(value, bool) and low <= value <= high)
             ),
-            f"a whole number, at least {low}" + (", or null for all of them" if optional else ""),
+            f"a whole number, at least {low}"
+            + (f" and at most {high}" if high < 2**63 else "")
+            + (", or null for all of them" if optional else ""),
         )
 
     def within(keys: str, valid: Callable[[Any], bool], expected: str) -> None:
@@ -67,8 +72,11 @@ def check_options(cfg: DictConfig) -> None:
         require(keys, lambda value: isinstance(value, bool), "true or false")
 
     require("name", lambda value: value in DATASETS, "one of " + ", ".join(DATASETS))
-    whole("image_size batch_size eval_batch_size", low=1)
-    whole("num_workers augment.crop_padding", low=0)
+    whole("image_size", low=1, high=MANY_PIXELS)
+    whole("batch_size eval_batch_size", low=1)
+    # each is a process with torch in it
+    whole("num_workers", low=0, high=max(16, 4 * (os.cpu_count() or 1)))
+    whole("augment.crop_padding", low=0)
     whole("train_images val_images test_images", low=1, optional=True)
     # scikit-learn takes no larger seed.
     require(
@@ -100,6 +108,11 @@ def check_options(cfg: DictConfig) -> None:
         whole("frames", low=1)
     else:
         within("crop_pct", lambda f: 0 < f <= 1, "above 0 and at most 1")
+        within(
+            "crop_pct",
+            lambda f: cfg.image_size / f <= 2 * MANY_PIXELS,
+            f"images would be resized to image_size / crop_pct pixels, above {2 * MANY_PIXELS}",
+        )
         within("augment.random_erasing", lambda p: 0 <= p <= 1, "between 0 and 1")
         require(
             "augment.random_resized_crop",

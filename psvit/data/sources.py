@@ -3,6 +3,7 @@
 Event datasets are read in ``psvit.data.events``.
 """
 
+import os
 from http.client import HTTPException
 from pathlib import Path
 
@@ -78,12 +79,23 @@ def _image_folder(root: Path) -> Source:
     return Source(class_names, train, val, test, decode)
 
 
+class _Folder(datasets.ImageFolder):
+    """Without hidden folders, such as an editor's .ipynb_checkpoints, for classes."""
+
+    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
+        found = os.scandir(directory)
+        names = sorted(e.name for e in found if e.is_dir() and not e.name.startswith("."))
+        if not names:
+            raise FileNotFoundError(f"no class folder in {directory}")
+        return names, {name: index for index, name in enumerate(names)}
+
+
 def _list_images(
     root: Path, part: str, class_names: list[str] | None
 ) -> tuple[Labelled, list[str]]:
     """The files of ``root/part``, labelled by their place in ``class_names`` (None: its own)."""
     try:
-        folder = datasets.ImageFolder(root / part, allow_empty=True)
+        folder = _Folder(root / part, allow_empty=True)
     except FileNotFoundError as error:
         raise UserError(
             "dataset.root", root, f"{part}/ holds no class folders; expected {LAYOUT}"

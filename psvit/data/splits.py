@@ -1,11 +1,15 @@
 """Who is in which split: stratified, and the same for every run of a dataset."""
 
+import logging
+
 import torch
 from omegaconf import DictConfig
 from sklearn.model_selection import train_test_split
 
 from psvit.data.labelled import Labelled, Source
 from psvit.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 
 def split(source: Source, cfg: DictConfig) -> dict[str, Labelled]:
@@ -27,7 +31,17 @@ def split(source: Source, cfg: DictConfig) -> dict[str, Labelled]:
         limit = f"{name}_images"
         if cfg[limit] is not None and cfg[limit] != len(part.labels):
             parts[name], _ = _divide(part, cfg, source.class_names, limit)
+    for name in ("val", "test"):
+        _warn_of_missing(name, parts, source.class_names)
     return parts
+
+
+def _warn_of_missing(name: str, parts: dict[str, Labelled], class_names: list[str]) -> None:
+    there, trained = (parts[part].labels.unique().tolist() for part in (name, "train"))
+    lacks = [class_names[label] for label in trained if label not in there]
+    if lacks:
+        some = ", ".join(lacks[:5]) + (f" and {len(lacks) - 5} more" if len(lacks) > 5 else "")
+        _log.warning("the %s split has no images of classes it is trained on: %s", name, some)
 
 
 def _divide(
@@ -38,6 +52,9 @@ def _divide(
     An ``option`` named ``*_fraction`` is a share of the images, any other a number of them.
     """
     total, value = len(part.labels), cfg[option]
+    if not option.endswith("_fraction") and value > total:
+        reason = f"expected at most {total}, the images that are there; null takes them all"
+        raise UserError(f"dataset.{option}", value, reason)
     counts = torch.bincount(part.labels, minlength=len(class_names))
     # The smallest class that is there: one without test images is no obstacle.
     smallest = int(torch.where(counts == 0, total, counts).argmin())

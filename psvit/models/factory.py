@@ -78,12 +78,17 @@ def _lookup(name: str) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
 
 
 def _import(module: str) -> None:
+    if not isinstance(module, str) or not all(map(str.isidentifier, module.split("."))):
+        raise UserError("model.module", module, "expected a dotted name, as `import` takes it")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
-        importlib.import_module(module)
+        spec = importlib.import_module(module).__spec__
     except ImportError as error:
         raise UserError("model.module", module, f"could not be imported: {error}") from error
+    if spec is not None and not spec.has_location:
+        # cached results depend on the file
+        raise UserError("model.module", module, "expected a file: there is none of this module")
 
 
 def _register_in_timm(name: str) -> None:

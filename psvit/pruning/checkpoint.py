@@ -92,7 +92,10 @@ def save(
 
 
 def load(
-    folder: Path, option: str = "ckpt_path", module: str | None = None
+    folder: Path,
+    option: str = "ckpt_path",
+    module: str | None = None,
+    module_option: str = "model.module=",
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Rebuild the network that ``save`` wrote; returns it and its description.
 
@@ -104,19 +107,20 @@ def load(
         option: what errors call the folder.
         module: Python module that registers the network, if it is one of your own. It is never
             taken from the folder: a file from elsewhere must not choose what is imported.
+        module_option: how the user gives it, for the message.
 
     Raises:
         UserError: a file is missing, damaged or edited, the weights do not fit the description,
             or the network needs a module that was not given. The error names ``option``.
     """
     try:
-        return _load(Path(folder), module)
+        return _load(Path(folder), module, module_option)
     # a UserError is a ValueError: where it names an option, the user has not given that one
     except (ValueError, OSError) as error:
         raise UserError(option, folder, reason(error)) from error
 
 
-def _load(folder: Path, module: str | None) -> tuple[nn.Module, dict[str, Any]]:
+def _load(folder: Path, module: str | None, module_option: str) -> tuple[nn.Module, dict[str, Any]]:
     for name in (WEIGHTS, DESCRIPTION):
         if not (folder / name).is_file():
             raise ValueError(f"expected a folder with {WEIGHTS} and {DESCRIPTION}; no {name} there")
@@ -132,7 +136,7 @@ def _load(folder: Path, module: str | None) -> tuple[nn.Module, dict[str, Any]]:
     if wanted not in (None, module):
         raise ValueError(
             f"its network is registered by the Python module {wanted!r}, and a file must not "
-            f"choose what is run: if you trust it, give model.module={wanted} yourself"
+            f"choose what is run: if you trust it, give {module_option}{wanted} yourself"
         )
     spec["module"] = module
     # shapes alone first: a description may ask for any amount of memory
@@ -261,7 +265,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     for folder in options.folder:
         try:
-            network, description = load(folder, "folder", options.module)
+            network, description = load(folder, "folder", options.module, "--module ")
         except UserError as error:
             print(error, file=sys.stderr)
             return 2

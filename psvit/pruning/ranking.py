@@ -38,9 +38,14 @@ def removable(
     # 0.07 of 100 is 7 units, also in floating point
     floor = math.ceil((min_keep * whole if min_keep < 1 else min_keep) - 1e-9)
     cuts: Sequence[int] = range(group.heads, group.size - max(floor, group.heads) + 1, group.heads)
-    if any(kept * channels % round_to == 0 for kept in range(group.heads, whole, group.heads)):
+    if _roundable(group, round_to, channels, whole):
         cuts = [cut for cut in cuts if (group.size - cut) * channels % round_to == 0]
     return [0, *cuts]
+
+
+def _roundable(group: ChannelGroup, round_to: int, channels: int, whole: int) -> bool:
+    """Whether some cut of the whole group keeps a multiple of ``round_to`` channels."""
+    return math.lcm(round_to, group.heads * channels) < whole * channels
 
 
 def units_removed(group: ChannelGroup, ratio: float, allowed: Sequence[int] | None = None) -> int:
@@ -96,7 +101,7 @@ class Ranking:
 
     Raises:
         UserError: an unknown importance or scope, one that needs calibration images and has none,
-            a pattern that matches no group, or no group left.
+            a pattern that matches no group, no group left, or a multiple that none can keep.
     """
 
     def __init__(
@@ -133,10 +138,16 @@ class Ranking:
             name: score(model, group, scope, *statistics) for name, group in self.groups.items()
         }
         self.already_cut = whole is not None
+        widths = {name: _channels(model, group) for name, group in self.groups.items()}
+        if not self.already_cut and not any(
+            _roundable(group, round_to, widths[name], group.size)
+            for name, group in self.groups.items()
+        ):
+            most = max(group.size * widths[name] for name, group in self.groups.items())
+            reason = f"no group can keep a multiple of it: the widest has {most} channels"
+            raise UserError("pruning.round_to", round_to, reason)
         self._removable = {
-            name: removable(
-                group, round_to, min_keep, _channels(model, group), (whole or {}).get(name)
-            )
+            name: removable(group, round_to, min_keep, widths[name], (whole or {}).get(name))
             for name, group in self.groups.items()
         }
 

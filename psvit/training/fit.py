@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from lightning import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import TorchCheckpointIO
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from torch import nn
 
@@ -25,6 +24,7 @@ from psvit.processes import from_first, world_size
 from psvit.training.callbacks import EpochLines, KeepRandomState, MovingAverage, StartCounts
 from psvit.training.module import Classifier
 from psvit.training.sync import SyncBatchNorms
+from psvit.training.trainer import make_trainer
 
 _log = logging.getLogger(__name__)
 # what Lightning reads of a checkpoint to go on from it
@@ -97,17 +97,16 @@ def fit(
         )
         savers.insert(0, best)
     bar = Console().is_terminal and trainer.get("enable_progress_bar", True)
-    options = OmegaConf.to_container(trainer, resolve=True)
-    if options.pop("compile"):
+    if trainer.compile:
         module.compile_network()
-    if options.pop("cuda_graphs"):
+    if trainer.cuda_graphs:
         image, _ = data.val[0]
         module.graph_network(image.repeat(data.cfg.batch_size, *[1] * image.dim()))
     plugins: list[Any] = [WholeCheckpoints()]
-    if options.pop("sync_batchnorm") and world_size() > 1:
-        plugins.append(SyncBatchNorms(on_gpu=options["accelerator"] != "cpu"))
-    lightning = instantiate(
-        options,
+    if trainer.sync_batchnorm and world_size() > 1:
+        plugins.append(SyncBatchNorms(on_gpu=trainer.accelerator != "cpu"))
+    lightning = make_trainer(
+        trainer,
         # or Lightning puts up a bar of its own
         enable_progress_bar=bar,
         max_epochs=recipe.epochs,

@@ -157,6 +157,28 @@ def test_class_with_one_image_cannot_be_split(folder):
     assert "'emu' has 1 image" in message
 
 
+def test_more_images_than_there_are(folder):
+    write_image(folder / "val" / "emu" / "a.png", 70)
+    write_image(folder / "train" / "emu" / "a.png", 71)
+    message = refused("val_images", "image_folder", root=str(folder), image_size=32, val_images=64)
+    assert "at most 1" in message
+
+
+def test_hidden_folders_are_no_classes(folder):
+    write_image(folder / "train" / ".ipynb_checkpoints" / "a.png", 70)
+    data = load_data("image_folder", root=str(folder), image_size=32)
+    assert data.class_names == ["cat", "dog"]
+
+
+def test_a_class_without_test_images_is_told(folder, caplog):
+    load_data("image_folder", root=str(folder), image_size=32)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    shutil.rmtree(folder / "test" / "cat")
+    load_data("image_folder", root=str(folder), image_size=32)
+    (told,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert "test split" in told.getMessage() and "cat" in told.getMessage()
+
+
 def test_class_that_would_lose_every_training_image(folder):
     for index in range(2):
         write_image(folder / "train" / "emu" / f"{index}.png", 70 + index)

@@ -278,7 +278,7 @@ register_model("own_for_test", factory.MetaSpikeFormer, num_heads=1)
 """
 
 
-def test_a_module_is_imported_at_the_caller_s_word_alone(folder, tmp_path, monkeypatch):
+def test_a_module_is_imported_at_the_caller_s_word_alone(folder, tmp_path, monkeypatch, capsys):
     (tmp_path / "own_for_test.py").write_text(OWN)
     monkeypatch.setattr(factory, "_REGISTRY", dict(factory._REGISTRY))
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
@@ -289,9 +289,10 @@ def test_a_module_is_imported_at_the_caller_s_word_alone(folder, tmp_path, monke
         for given_module in (None, "json"):
             assert "model.module=own_for_test" in refusal(folder, module=given_module)
             assert "own_for_test" not in sys.modules
+        assert checkpoint.main([str(folder)]) == 2
+        assert "give --module own_for_test yourself" in capsys.readouterr().err
         network, _ = checkpoint.load(folder, module="own_for_test")
         assert network.spec["module"] == "own_for_test"
-        # nor when the name would be found without it
         assert "must not choose" in refusal(folder)
         # a module that is not there is the caller's mistake, and told
         assert "own_for_test" in refusal(folder, module="nowhere")

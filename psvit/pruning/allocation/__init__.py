@@ -1,7 +1,13 @@
 """Policies: how much of each channel group goes. Each gives a plan and why; surgery applies it."""
 
 from psvit.pruning.allocation.accuracy import within_accuracy
-from psvit.pruning.allocation.budget import RESOURCES, Budget, largest_cut, make_meter
+from psvit.pruning.allocation.budget import (
+    COUNTED,
+    RESOURCES,
+    Budget,
+    largest_cut,
+    make_meter,
+)
 from psvit.pruning.allocation.budgeted import budgeted
 from psvit.pruning.allocation.decision import Decision, explain
 from psvit.pruning.allocation.fine_grained import fine_grained
@@ -10,6 +16,7 @@ from psvit.pruning.allocation.threshold import NORMALIZERS, global_threshold
 from psvit.pruning.allocation.uniform import large_groups, uniform, uniform_at
 
 __all__ = [
+    "COUNTED",
     "NORMALIZERS",
     "RESOURCES",
     "Budget",

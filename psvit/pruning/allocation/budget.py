@@ -16,6 +16,8 @@ Meter = Callable[[Plan], float]
 
 # memory is what the reports mean by memory saving: the share of the parameters
 RESOURCES = ("memory", "parameters", "macs", "synops", "latency")
+# of them, what shapes alone say: an untrained network needs as much as a trained one
+COUNTED = ("memory", "parameters", "macs")
 
 
 def make_meter(network: nn.Module, resource: str, images: Tensor | None = None) -> Meter:
@@ -105,14 +107,16 @@ class Budget:
         few = names is not None and len(names) < len(ranking.groups)
         groups = f"the {len(names or ())} large groups" if few else "every group"
         more = "a larger pruning.large_share" if few else "fewer groups protected"
+        # a cut by 1 takes all that may go
+        lever = f"larger pruning.ratios, or {more}" if max_ratio < 1 else f"or {more}"
+        cut = f"by the largest ratio, {max_ratio:g}" if max_ratio < 1 else "as far as it goes"
         for resource, target in self.targets.items():
             if target > most[resource]:
                 raise UserError(
                     option(resource),
                     target,
-                    f"cannot be reached: cutting {groups} by the largest ratio, {max_ratio:g}, "
-                    f"saves {most[resource]:.4f} of {resource}; expected a lower target, larger "
-                    f"pruning.ratios, or {more}",
+                    f"cannot be reached: cutting {groups} {cut} saves {most[resource]:.4f} of "
+                    f"{resource}; expected a lower target, {lever}",
                 )
 
 

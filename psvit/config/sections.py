@@ -1,0 +1,38 @@
+"""That a config has its parts: sections of options, and the options beside them."""
+
+from omegaconf import DictConfig, OmegaConf
+
+from psvit.errors import UserError
+
+SECTIONS = (
+    *("model", "dataset", "dataset.augment", "training", "pruning", "finetune", "trainer"),
+    *("measure", "paths"),
+)
+OPTIONS = (
+    *("name", "tags", "seed", "train", "test", "objectives", "report", "print_config", "threads"),
+    *("compile", "channels_last", "ckpt_path", "ckpt_time_steps", "logger", "resume", "group"),
+)
+TRAINER = (
+    *("accelerator", "devices", "max_epochs", "accumulate_grad_batches", "deterministic"),
+    *("compile", "cuda_graphs", "sync_batchnorm", "check_val_every_n_epoch"),
+)
+
+
+def check_sections(cfg: DictConfig) -> None:
+    """Raise a UserError for a section or an option that was taken out, or a section of one value.
+
+    Before any other check, as they ask for what is inside.
+    """
+    named = OmegaConf.select(cfg, "pruning.name", default=None)
+    pruned = () if named in (None, "none") else ("pruning.sensitivity",)
+    for section in (*SECTIONS, *pruned):
+        value = OmegaConf.select(cfg, section, default=None)
+        if not OmegaConf.is_dict(value):
+            reason = f"expected options, as {section}.NAME=VALUE; left out, they are the defaults"
+            raise UserError(section, value, reason)
+    for section, options in (("", OPTIONS), ("trainer.", TRAINER)):
+        # `in` would follow what the option refers to
+        there = list(cfg.trainer if section else cfg)
+        for name in options:
+            if name not in there:
+                raise UserError(f"{section}{name}", None, "is missing, and has to be there")
