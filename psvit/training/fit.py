@@ -154,8 +154,8 @@ def _readable(path: Path, *parts: str) -> bool:
         return False
     try:
         # torch compares no checksums, and would take weights in which bytes have changed
-        with zipfile.ZipFile(path) as parts:
-            if (damaged := parts.testzip()) is not None:
+        with zipfile.ZipFile(path) as archive:
+            if (damaged := archive.testzip()) is not None:
                 raise ValueError(f"{damaged} has changed since it was written")
         saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         if missing := [part for part in parts if part not in saved]:
