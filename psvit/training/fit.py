@@ -27,6 +27,11 @@ from psvit.training.module import Classifier
 from psvit.training.sync import SyncBatchNorms
 
 _log = logging.getLogger(__name__)
+# what Lightning reads of a checkpoint to go on from it
+_GOES_ON = (
+    *("state_dict", "epoch", "global_step", "loops", "callbacks"),
+    *("optimizer_states", "lr_schedulers", "pytorch-lightning_version"),
+)
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -126,13 +131,13 @@ def fit(
     lightning.fit(
         module.train(),
         data,
-        ckpt_path=str(last) if _readable(last) else None,
+        ckpt_path=str(last) if _readable(last, *_GOES_ON) else None,
         weights_only=True,
     )
     # Lightning's `fast_dev_run` leaves none
-    if _readable(kept):
+    if _readable(kept, "state_dict"):
         saved = torch.load(kept, map_location="cpu", weights_only=True)
-        if keeps_best and _readable(start):
+        if keeps_best and _readable(start, "state_dict", "top1"):
             before = torch.load(start, map_location="cpu", weights_only=True)
             if before["top1"] >= best.best_model_score:
                 said = "%s: no epoch validates better than the network before the first, %.2f %%"
@@ -144,8 +149,8 @@ def fit(
     return module.network.to(dtype)
 
 
-def _readable(path: Path) -> bool:
-    """Whether there is a checkpoint, as it was written."""
+def _readable(path: Path, *needed: str) -> bool:
+    """Whether there is a checkpoint, as it was written, with what is ``needed``."""
     if not path.exists():
         return False
     try:
@@ -153,12 +158,15 @@ def _readable(path: Path) -> bool:
         with zipfile.ZipFile(path) as parts:
             if (damaged := parts.testzip()) is not None:
                 raise ValueError(f"{damaged} has changed since it was written")
-        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if missing := [part for part in needed if part not in saved]:
+            raise ValueError(f"it lacks {', '.join(missing)}")
     except (
         OSError,
         RuntimeError,
         EOFError,
         KeyError,
+        TypeError,
         ValueError,
         pickle.UnpicklingError,
         zipfile.BadZipFile,

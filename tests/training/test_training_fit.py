@@ -231,7 +231,8 @@ def test_a_damaged_checkpoint_is_one_line_and_stays(trainer, tmp_path):
     assert values in whole
     # which torch itself would load
     edited = whole.replace(values, bytes(len(values)))
-    for data in (whole[:-100], edited, b"text"):
+    torch.save({"state_dict": {}}, last)
+    for data in (whole[:-100], edited, b"text", last.read_bytes()):
         last.write_bytes(data)
         with pytest.raises(UserError) as error:
             fit(trainer, tmp_path, RECIPE)
