@@ -123,10 +123,17 @@ def test_macs_are_those_of_the_layers_and_of_attention(name):
 
 
 def test_the_list_shows_parameters_and_macs(monkeypatch, capsys):
-    monkeypatch.setattr(listing, "model_names", lambda: ["e_spikeformer_2_7m", "sdt_v1_cifar"])
+    names = ["e_spikeformer_2_7m", "sdt_v1_cifar", "meta_spikeformer"]
+    monkeypatch.setattr(listing, "model_names", lambda: names)
     listing.main()
-    header, first, second = capsys.readouterr().out.splitlines()[:3]
+    told, lines = capsys.readouterr().out.split("\n\n")[:2]
+    assert "model=NAME" in told and "dataset=digits" in told
+    header, first, second, small = lines.splitlines()
     assert header.split()[0] == "name"
     assert first.split()[:2] == ["e_spikeformer_2_7m", "2.70"]
     assert second.split()[:2] == ["sdt_v1_cifar", "10.23"]
     assert second.split()[-3:] == ["4", "32", "10"]
+    # as a run with the default dataset has it
+    network = create_model(**{**values_of(names[2]), "num_classes": 10, "in_channels": 3})
+    millions = sum(parameter.numel() for parameter in network.parameters()) / 1e6
+    assert small.split() == [names[2], "*", f"{millions:.3f}", "0.029", "4", "32", "10"]

@@ -294,7 +294,6 @@ def test_a_module_is_imported_at_the_caller_s_word_alone(folder, tmp_path, monke
         network, _ = checkpoint.load(folder, module="own_for_test")
         assert network.spec["module"] == "own_for_test"
         assert "must not choose" in refusal(folder)
-        # a module that is not there is the caller's mistake, and told
         assert "own_for_test" in refusal(folder, module="nowhere")
     finally:
         sys.modules.pop("own_for_test", None)
