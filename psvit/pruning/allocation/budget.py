@@ -109,7 +109,7 @@ class Budget:
         more = "a larger pruning.large_share" if few else "fewer groups protected"
         # a cut by 1 takes all that may go
         lever = f"larger pruning.ratios, or {more}" if max_ratio < 1 else f"or {more}"
-        cut = f"by the largest ratio, {max_ratio:g}" if max_ratio < 1 else "as far as it goes"
+        cut = f"by the largest ratio, {max_ratio:g}," if max_ratio < 1 else "as far as it goes"
         for resource, target in self.targets.items():
             if target > most[resource]:
                 raise UserError(
