@@ -149,7 +149,9 @@ def _nearest(option: str, options: Sequence[str]) -> str | None:
     ``training.lr``.
     """
     section, _, last = option.rpartition(".")
-    beside = {each.rpartition(".")[2]: each for each in options if _section(each) == section}
+    beside = {
+        each.rpartition(".")[2]: each for each in options if each.rpartition(".")[0] == section
+    }
     if not section or not beside:
         found = difflib.get_close_matches(option, options, 1)
         return found[0] if found else None
@@ -159,10 +161,6 @@ def _nearest(option: str, options: Sequence[str]) -> str | None:
         return found[0]
     found = difflib.get_close_matches(last, beside, 1)
     return beside[found[0]] if found else None
-
-
-def _section(option: str) -> str:
-    return option.rpartition(".")[0]
 
 
 def _options(arguments: Sequence[str]) -> list[str]:

@@ -12,9 +12,11 @@ from main_job import RUN
 from omegaconf import OmegaConf
 
 from psvit.config import check_config
+from psvit.config.sections import OPTIONS, SECTIONS, TRAINER
 from psvit.data.options import check_options
 from psvit.errors import UserError
 from psvit.models import create_model
+from psvit.training.trainer import OWN
 
 # option=value -> a word of what would be right
 WRONG = {
@@ -178,6 +180,13 @@ def test_what_was_taken_out(composed, option):
     del (OmegaConf.select(cfg, section) if section else cfg)[name]
     with pytest.raises(UserError, match=f"^{option}=None: (is missing|expected options)"):
         check_config(cfg)
+
+
+def test_every_option_of_the_config_is_asked_for(composed):
+    parts = {section for section in SECTIONS if "." not in section}
+    assert parts | set(OPTIONS) == set(composed)
+    # the others are Lightning's to leave out
+    assert set(OWN) <= set(TRAINER) <= set(composed.trainer)
 
 
 def test_a_right_trainer_is_seen_through_in_silence(composed, capfd, monkeypatch):
