@@ -25,6 +25,7 @@ from psvit.files import write_text
 from psvit.resume import (
     FolderTaken,
     Stopped,
+    finished,
     not_written,
     of_the_disk,
     stoppable,
@@ -93,7 +94,7 @@ def objectives(cfg: DictConfig, row: dict[str, float]) -> float | list[float]:
 def give_up(folder: Path, error: Exception) -> None:
     """Tell and note why a job of a multirun failed."""
     tell(error, f"job {folder.name}: ")
-    if isinstance(error, FolderTaken):
+    if isinstance(error, FolderTaken) or finished(folder):
         # the folder is another run's, and so would the note be
         from psvit.report.multirun import Comparison
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from psvit.cache import tensors_fingerprint
 from psvit.channels import Plan
+from psvit.config.targets import targets
 from psvit.data import ImageData
 from psvit.files import write_csv, write_json
 from psvit.measure.footprint import memory_saving, parameters
@@ -135,7 +136,7 @@ class Record:
                 rounds = range(1, len(tables) + 1)
                 table = pd.concat(tables, keys=rounds, names=["round"]).reset_index(level="round")
                 write_csv(self.folder / name, table)
-        target = self.cfg.pruning.target_memory_saving
+        target = targets(self.cfg.pruning).get("memory")
         reached = memory_saving(pruned_parameters(network, plan), parameters(network))
         if len(self._decisions) == self.cfg.pruning.rounds and target and reached < target:
             # every policy refuses a target that it cannot reach otherwise

@@ -168,6 +168,14 @@ def read_state(folder: Path) -> dict[str, Any]:
     return state
 
 
+def finished(folder: Path) -> bool:
+    """Whether a run in ``folder`` is finished, as far as its files can be read."""
+    try:
+        return read_state(folder)["finished"]
+    except UserError:
+        return False
+
+
 def read_results(folder: Path) -> dict[str, Any]:
     """What ``results.json`` of a finished run holds.
 

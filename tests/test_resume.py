@@ -29,6 +29,7 @@ from psvit.resume import (
     claimed,
     is_run_of,
     stoppable,
+    write_state,
 )
 
 SAME = ("plan.yaml", "plan.csv", "sensitivity.csv", "diagnostics.csv")
@@ -159,6 +160,10 @@ def test_a_job_leaves_no_note_in_the_folder_of_another_run(tmp_path, monkeypatch
     assert not list(tmp_path.iterdir()) and len(Comparison.failed) == 1
     give_up(tmp_path, UserError("seed", -1, "expected another"))
     assert (tmp_path / "failure.txt").read_text() == "seed=-1: expected another\n"
+    (tmp_path / "failure.txt").unlink()
+    write_state(tmp_path, finished=True)
+    give_up(tmp_path, UserError("seed", -1, "expected another"))
+    assert not (tmp_path / "failure.txt").exists() and len(Comparison.failed) == 2
 
 
 def test_wandb_goes_on_with_its_run(config, tmp_path):

@@ -30,6 +30,17 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         print(error, file=sys.stderr)
         return 2
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        # an edited or damaged file, most likely
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        print(
+            f"folder={' '.join(given.folder)}: a file there holds what no run writes ({reason}); "
+            "HYDRA_FULL_ERROR=1 shows where",
+            file=sys.stderr,
+        )
+        return 2
     return 0
 
 

@@ -89,7 +89,8 @@ def read_runs(folders: Iterable[str | Path]) -> pd.DataFrame:
             raise UserError("folder", folder, "not a run folder: it holds no results.json")
         paths.update(dict.fromkeys(path.resolve() for path in found))
     jobs = [read_job(path) for path in paths]
-    note_settings(jobs)
+    # what only a failed job was to do tells no networks apart
+    note_settings([job for job in jobs if not job.problem])
     note_titles(jobs)
     rows = [row for job in jobs for row in _rows(job)]
     others = dict.fromkeys(key for row in rows for key in row if key not in LONG_COLUMNS)

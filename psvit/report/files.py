@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import yaml
+from pandas.api.types import is_numeric_dtype
 
 from psvit.channels import KINDS
 from psvit.errors import UserError
@@ -49,6 +50,8 @@ DIAGNOSTICS_COLUMNS = [
 ]
 OPERATIONS_COLUMNS = ["network", "layer", "input", "macs", "sops", "energy_mj"]
 CLASSES_COLUMNS = ["network", "class", "images", "top1_base", "top1", "change", "change_stderr"]
+# columns of these that hold names; the others hold numbers
+NAMES = ("group", "kind", "layer", "segment", "input", "network", "class")
 ROW_KEYS = ["name", "top1", "parameters", "memory_mb", "memory_saving"]
 # A plan may hold a hundred thousand indices: the C parser reads them ten times faster.
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -110,21 +113,16 @@ def read_run(folder: str | Path) -> RunFiles:
     if not (folder / "results.json").is_file():
         raise UserError("folder", folder, "not a run folder: it holds no results.json")
     results = _read(folder / "results.json", lambda path: json.loads(path.read_text()))
-    if not isinstance(results, dict) or not results.get("rows"):
-        raise UserError("folder", folder, "results.json holds no rows")
-    for row in results["rows"]:
-        missing = [key for key in ROW_KEYS if row.get(key) is None]
-        if missing:
-            raise UserError("folder", folder, f"a row of results.json lacks {', '.join(missing)}")
+    _check_results(results, folder)
     sensitivity = read_table(folder / "sensitivity.csv", SENSITIVITY_COLUMNS)
     if sensitivity is not None:
         # a resumed analysis may have measured its last row twice
         sensitivity = sensitivity.drop_duplicates(["group", "ratio"], keep="last")
     uniform = read_table(folder / "uniform.csv", UNIFORM_COLUMNS)
-    plan = _read(folder / "plan.yaml", _load_yaml) or {}
+    plan = _read(folder / "plan.yaml", _load_mapping) or {}
     return RunFiles(
         folder=folder,
-        config=_read(folder / "config.yaml", _load_yaml) or {},
+        config=_read(folder / "config.yaml", _load_mapping) or {},
         results=results,
         sensitivity=sensitivity,
         uniform=None if uniform is None else uniform.sort_values("ratio", ignore_index=True),
@@ -136,15 +134,37 @@ def read_run(folder: str | Path) -> RunFiles:
     )
 
 
+def _check_results(results: Any, folder: Path) -> None:
+    """Whether ``results.json`` has rows, and these what every report shows.
+
+    Raises:
+        UserError: it has not.
+    """
+    rows = results.get("rows") if isinstance(results, dict) else None
+    if not rows or not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise UserError("folder", folder, "results.json holds no rows")
+    for row in rows:
+        missing = [key for key in ROW_KEYS if row.get(key) is None]
+        if missing:
+            raise UserError("folder", folder, f"a row of results.json lacks {', '.join(missing)}")
+
+
 def standard_error(top1: Any, images: Any) -> Any:
     """Binomial standard error, in points, of a top-1 in percent measured on ``images`` images."""
     share = np.asarray(top1, dtype=float) / 100
     return 100 * np.sqrt(share * (1 - share) / np.asarray(images, dtype=float))
 
 
-def _load_yaml(path: Path) -> Any:
+def _load_mapping(path: Path) -> dict[str, Any]:
     with path.open() as file:
-        return yaml.load(file, Loader=_YAML)
+        found = yaml.load(file, Loader=_YAML)
+    if not isinstance(found, dict):
+        raise ValueError("expected a mapping")
+    return found
+
+
+def _load_table(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path, dtype=dict.fromkeys(NAMES, str))
 
 
 def _read(path: Path, parse: Any) -> Any:
@@ -162,15 +182,18 @@ def read_table(path: Path, columns: list[str]) -> pd.DataFrame | None:
     """A CSV's rows that have all of ``columns``, or None where there is no file or no such row.
 
     Raises:
-        UserError: the file cannot be read, or lacks a column.
+        UserError: the file cannot be read, lacks a column, or holds words for numbers.
     """
-    frame = _read(path, lambda file: pd.read_csv(file, dtype={"group": str, "class": str}))
+    frame = _read(path, _load_table)
     if frame is None:
         return None
     missing = [column for column in columns if column not in frame]
     if missing:
         reason = f"{path.name} lacks the columns {', '.join(missing)}"
         raise UserError("folder", path.parent, reason)
+    for column in columns:
+        if column not in NAMES and not is_numeric_dtype(frame[column]):
+            raise UserError("folder", path.parent, f"{path.name}: {column} holds what is no number")
     # a run that was killed may have left half a row; a neuron layer of no group is a whole one
     frame = frame.fillna({"group": ""}).dropna(subset=columns)
     return frame if len(frame) else None

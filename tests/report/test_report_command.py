@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -47,6 +48,8 @@ def test_a_folder_that_is_no_run_is_one_line_and_status_2(tmp_path):
         ("plan.yaml", "groups: {a: {size: 3}}", "a has no size and kept"),
         ("sensitivity.csv", "group,ratio\na,0.1\n", "sensitivity.csv lacks the columns kind"),
         ("uniform.csv", "", "uniform.csv cannot be read"),
+        ("results.json", '{"rows": [[]]}', "results.json holds no rows"),
+        ("config.yaml", "- a", "config.yaml cannot be read (expected a mapping)"),
     ],
 )
 def test_a_broken_file_is_named(tmp_path, file, content, said):
@@ -55,6 +58,33 @@ def test_a_broken_file_is_named(tmp_path, file, content, said):
     with pytest.raises(UserError) as error:
         write_report(folder)
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_words_for_numbers_are_told(tmp_path, capsys):
+    folder = report_runs.write_run(tmp_path / "run", TWO)
+    path = folder / "sensitivity.csv"
+    heading, first, *rest = path.read_text().splitlines()
+    cells = first.split(",")
+    cells[heading.split(",").index("loss")] = "much"
+    path.write_text("\n".join([heading, ",".join(cells), *rest]))
+    assert main([str(folder)]) == 2
+    said = f"folder={folder}: sensitivity.csv: loss holds what is no number\n"
+    assert capsys.readouterr().err == said
+
+
+def test_what_no_run_writes_is_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    folder = report_runs.write_run(tmp_path / "run", TWO)
+    path = folder / "results.json"
+    results = json.loads(path.read_text())
+    results["rows"][0]["top1"] = []
+    path.write_text(json.dumps(results))
+    assert main([str(folder)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "holds what no run writes (TypeError: " in said
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(TypeError):
+        main([str(folder)])
 
 
 def test_half_a_row_and_a_row_measured_twice_do_no_harm(tmp_path):

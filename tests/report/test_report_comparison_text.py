@@ -76,6 +76,14 @@ def test_a_silent_network_is_told(tmp_path):
     assert "not a saving: uniform, recovery none (seed=1)" in line
 
 
+def test_what_only_a_failed_job_was_to_do_is_no_setting_of_the_others(tmp_path):
+    write_job(tmp_path / "0", "fine_grained", 0, {"base": 90.0, "pruned": 80.0}, round_to=1)
+    write_job(tmp_path / "1", "fine_grained", 1, None, round_to=8)
+    table = comparison_table(read_runs([tmp_path]))
+    assert table["settings"].tolist() == ["", ""]
+    assert table["status"].tolist() == ["done", "failed"]
+
+
 def test_every_job_failed(tmp_path):
     write_job(tmp_path / "0", "uniform", 0, None)
     long = read_runs([tmp_path])
