@@ -60,6 +60,10 @@ def main(cfg: DictConfig) -> float | list[float] | None:
     try:
         if resumed:
             cfg = stored_config(cfg, folder)
+        elif cfg.paths.output_dir != job.runtime.output_dir:
+            option = "hydra.sweep.dir" if in_multirun else "hydra.run.dir"
+            reason = f"is the folder that Hydra makes: expected {option} in its place"
+            raise UserError("paths.output_dir", cfg.paths.output_dir, reason)
         # before processes are started for it
         check_config(cfg)
         with stoppable(folder):

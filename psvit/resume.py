@@ -86,7 +86,7 @@ def claimed(folder: Path) -> Iterator[None]:
         yield
     except Timeout as error:
         raise FolderTaken(
-            "paths.output_dir", folder, "another process works on this run: expected another folder"
+            "hydra.run.dir", folder, "another process works on this run: expected another folder"
         ) from error
     except OSError as error:
         if not of_the_disk(error):
@@ -111,14 +111,14 @@ def is_run_of(folder: Path, config: str) -> bool:
         return True
     if read_state(folder)["finished"]:
         raise FolderTaken(
-            "paths.output_dir",
+            "hydra.run.dir",
             folder,
             "holds a finished run of other options: expected another folder, or this one removed",
         )
     # hours of work may lie there; a run that ended before its first stage leaves locks at most
     if any(each.name[0] != "." for each in (folder / DONE).glob("*")):
         raise FolderTaken(
-            "paths.output_dir",
+            "hydra.run.dir",
             folder,
             f"holds a stopped run of other options: go on with resume={folder}, "
             "take another folder, or remove it",
@@ -141,7 +141,7 @@ def not_written(error: OSError, folder: Path | None = None) -> UserError:
     """What the system says of a file, in one line that tells how to go on."""
     goes_on = f", then go on with resume={folder}" if folder and (folder / CONFIG).exists() else ""
     return UserError(
-        "paths.output_dir",
+        "hydra.run.dir",
         error.filename or folder,
         f"{error.strerror}; expected a disk with room and a folder that can be written{goes_on}",
     )

@@ -47,7 +47,7 @@ class Reuse:
         self.cfg, self.data = cfg, data
         self.folder = folder / DONE
         # the run tells of its stages itself
-        self._own = StageCache(self.folder, option="paths.output_dir", level=logging.DEBUG)
+        self._own = StageCache(self.folder, option="hydra.run.dir", level=logging.DEBUG)
         root = cfg.paths.cache_dir
         self._cache = self._own if root is None else StageCache(Path(root))
 

@@ -156,7 +156,7 @@ def test_a_stopped_run_is_not_written_over(whole, tmp_path):
 def test_a_job_leaves_no_note_in_the_folder_of_another_run(tmp_path, monkeypatch):
     monkeypatch.setattr(Comparison, "failed", [])
     give_up = runpy.run_path(str(RUN))["give_up"]
-    give_up(tmp_path, FolderTaken("paths.output_dir", tmp_path, "another process works on it"))
+    give_up(tmp_path, FolderTaken("hydra.run.dir", tmp_path, "another process works on it"))
     assert not list(tmp_path.iterdir()) and len(Comparison.failed) == 1
     give_up(tmp_path, UserError("seed", -1, "expected another"))
     assert (tmp_path / "failure.txt").read_text() == "seed=-1: expected another\n"

@@ -177,7 +177,7 @@ def test_a_disk_that_takes_no_more_is_one_line(folder, strerror):
     with pytest.raises(UserError) as error, claimed(folder):
         raise OSError(number, strerror, str(folder / "results.json"))
     message = str(error.value)
-    assert message.startswith(f"paths.output_dir={folder}/results.json: {strerror}; expected")
+    assert message.startswith(f"hydra.run.dir={folder}/results.json: {strerror}; expected")
     assert message.endswith(f"then go on with resume={folder}")
 
 
@@ -194,7 +194,7 @@ def test_a_folder_that_the_system_does_not_let_be_made_is_one_line(monkeypatch, 
         runpy.run_path(str(RUN), run_name="__main__")
     (line,) = capsys.readouterr().err.splitlines()
     assert ended.value.code == 2
-    assert line.startswith("paths.output_dir=/proc/x: No such file or directory; expected")
+    assert line.startswith("hydra.run.dir=/proc/x: No such file or directory; expected")
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, monkeypatch, capsys):
@@ -205,4 +205,4 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, monkeypatch, capsys)
         runpy.run_path(str(RUN), run_name="__main__")
     (line,) = capsys.readouterr().err.splitlines()
     assert ended.value.code == 2
-    assert line.startswith(f"paths.output_dir={tmp_path}/file/run: Not a directory; expected")
+    assert line.startswith(f"hydra.run.dir={tmp_path}/file/run: Not a directory; expected")
