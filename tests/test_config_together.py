@@ -108,6 +108,16 @@ def test_a_gpu_that_is_not_there(config, monkeypatch, accelerator):
     check_config(config(f"trainer.accelerator={accelerator}"))
 
 
+@pytest.mark.parametrize("devices", ["3", "[0,2]"])
+def test_gpus_beyond_those_that_are_there(config, monkeypatch, devices):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(UserError, match=r"trainer.devices=.*: this machine has 2"):
+        check_config(config("trainer=ddp", f"trainer.devices={devices}"))
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    check_config(config("trainer=ddp", f"trainer.devices={devices}"))
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [

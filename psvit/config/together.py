@@ -40,6 +40,7 @@ def _check_trainer(cfg: DictConfig) -> None:
             "trainer.accelerator", cfg.trainer.accelerator, "no GPU here; use trainer=cpu"
         )
     devices = cfg.trainer.devices
+    _check_gpus(cfg.trainer)
     if cfg.trainer.accelerator == "cpu" and (devices == -1 or OmegaConf.is_list(devices)):
         raise UserError(
             "trainer.devices",
@@ -56,6 +57,17 @@ def _check_trainer(cfg: DictConfig) -> None:
     if cfg.trainer.cuda_graphs:
         _check_graphs(cfg)
     check_trainer(cfg.trainer)
+
+
+def _check_gpus(trainer: DictConfig) -> None:
+    """GPUs that this machine lacks: Lightning would tell when the training begins."""
+    if trainer.accelerator not in ("gpu", "cuda") or trainer.devices in ("auto", -1):
+        return
+    there = max(1, torch.cuda.device_count())
+    one_by_one = OmegaConf.is_list(trainer.devices)
+    if max(trainer.devices) >= there if one_by_one else int(trainer.devices) > there:
+        reason = f"this machine has {there}" + (", counted from 0" if one_by_one else "")
+        raise UserError("trainer.devices", trainer.devices, reason)
 
 
 def _check_graphs(cfg: DictConfig) -> None:
