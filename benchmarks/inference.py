@@ -30,7 +30,7 @@ def inference(options: Options) -> Iterator[Result]:
     for family in FAMILIES:
         size = 64 if options.quick else 224
         network = networks.network(family, options.device, image_size=size)
-        stock, ours = naive.stock(network), optimize_for_inference(network)
+        stock, ours = naive.stock(network), optimize_for_inference(network, packed=True)
         image = networks.images(network, 1, options.device)
         with torch.inference_mode():
             row = compare(

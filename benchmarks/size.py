@@ -57,7 +57,7 @@ def scaling(options: Options) -> list[Result]:
 def _times(models: list[nn.Module], count: int, options: Options) -> list[tuple[float, ...]]:
     """Seconds of a forward pass of each network, in turns, of every repeat."""
     batch = networks.images(models[0], count, options.device)
-    fast = [optimize_for_inference(model) for model in models]
+    fast = [optimize_for_inference(model, packed=True) for model in models]
     for model in fast:
         model(batch)
     return [

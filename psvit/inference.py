@@ -1,6 +1,7 @@
 """The same network for inference only: fewer and faster layers, the same answers."""
 
 import copy
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,8 @@ from psvit.neurons import reset_state
 
 # multiplications of a 1x1 convolution behind which oneDNN is the faster on a CPU (docs/speed.md)
 _LARGE = 2**23
+# multiplications of a convolution behind which ordered weights save more than the call costs
+_WORTH_PACKING = 2**21
 
 if torch.ops.aten.mkldnn_convolution not in flop_registry:
     # torch's counter of operations knows the convolution by its other name only
@@ -22,7 +25,7 @@ if torch.ops.aten.mkldnn_convolution not in flop_registry:
         return conv_flop_count(x_shape, w_shape, out_shape)
 
 
-def optimize_for_inference(model: nn.Module) -> nn.Module:
+def optimize_for_inference(model: nn.Module, packed: bool = False) -> nn.Module:
     """A copy of ``model`` in evaluation mode that computes the same logits faster.
 
     - A BN behind a convolution becomes part of its weights, where a block says that nothing else
@@ -36,6 +39,13 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
     Modules keep their paths and the network its channel groups, so that a plan masks the copy as
     it masks ``model``. ``model`` is left as it is, but for its membrane potentials: they are reset.
     Logits are equal up to the rounding of the weights' type.
+
+    Args:
+        model: the network.
+        packed: convolutions on the CPU also keep their weights in the library's own order
+            (``Convolution``). For a network that stays as it is and sees batches of one size:
+            single small images take two thirds to nine tenths of the time (docs/speed.md), and
+            the weights twice the memory.
     """
     reset_state(model)
     network = copy.deepcopy(model).eval().requires_grad_(False)
@@ -45,40 +55,63 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
         if isinstance(block, RepConv) and block.conv1.bias is not None:
             block.border_to_bias_()
         for name, child in list(block.named_children()):
-            if type(child) is nn.Conv2d and Pointwise.can_be(child):
-                setattr(block, name, Pointwise.of(child))
+            if is_pointwise(child) or (packed and _pads_with_zeros(child)):
+                setattr(block, name, Convolution.of(child, packed))
     return network.to(memory_format=torch.channels_last)
 
 
-class Pointwise(nn.Conv2d):
-    """A 1x1 convolution that, on the CPU, takes the faster of two ways.
+class Convolution(nn.Conv2d):
+    """A convolution that, on the CPU, takes the fastest of the library's ways to the same answer.
 
-    With one thread torch multiplies fewer than 16 images one by one, by a general matrix product.
-    Convolutions of ``_LARGE`` multiplications and more go to oneDNN instead, which takes 0.9 of
-    that time with AVX2 and 0.45 with AVX-512; in smaller ones the call costs more than that saves,
-    and few pixels are one matrix product over all images.
+    With one thread torch multiplies fewer than 16 images of a 1x1 convolution one by one, by a
+    general matrix product. Those of ``_LARGE`` multiplications and more go to oneDNN instead, which
+    takes 0.9 of that time with AVX2 and 0.45 with AVX-512; in smaller ones the call costs more than
+    that saves, and few pixels are one matrix product over all images.
+
+    oneDNN puts the weights in order anew in each call, of any kernel; where images are few and
+    small that takes as long as the products. ``packed`` keeps them so, from the first call for
+    images of a shape on, and until they change.
+
+    Attributes:
+        pointwise: whether it is a matrix product over the channels of each pixel.
+        packed: whether ordered weights are kept.
     """
 
-    @staticmethod
-    def can_be(conv: nn.Conv2d) -> bool:
-        """Whether the layer is a matrix product over the channels of each pixel."""
-        ones = conv.kernel_size == conv.stride == (1, 1)
-        return ones and conv.padding == (0, 0) and conv.groups == 1
+    pointwise: bool
+    packed: bool
 
-    @staticmethod
-    def of(conv: nn.Conv2d) -> "Pointwise":
+    @classmethod
+    def of(cls, conv: nn.Conv2d, packed: bool) -> Self:
         """The same layer, with the same parameters."""
+        shape = conv.in_channels, conv.out_channels, conv.kernel_size
         with torch.device("meta"):
-            layer = Pointwise(conv.in_channels, conv.out_channels, 1)
+            layer = cls(*shape, conv.stride, conv.padding, conv.dilation, conv.groups)
         layer.weight, layer.bias = conv.weight, conv.bias
+        layer.pointwise, layer.packed = is_pointwise(conv), packed
         return layer
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._ordered: Tensor | None = None
+        # the images' shape, and the weights as they were
+        self._ordered_for: tuple[Any, ...] = ()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # oneDNN's tensors are neither copied nor stored
+        return {**self.__dict__, "_ordered": None, "_ordered_for": ()}
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         if x_BCHW.device.type != "cpu":
             return super().forward(x_BCHW)
         images, _, height, width = x_BCHW.shape
-        large = images * height * width * self.weight.numel() >= _LARGE
-        if large and x_BCHW.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+        pixels = images * height * width // (self.stride[0] * self.stride[1])
+        products = pixels * self.weight.numel()
+        onednn = x_BCHW.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+        if onednn and self.packed and products >= _WORTH_PACKING and self._stays:
+            return self._by_ordered(x_BCHW)
+        if not self.pointwise:
+            return super().forward(x_BCHW)
+        if onednn and products >= _LARGE:
             return torch.mkldnn_convolution(
                 x_BCHW, self.weight, self.bias, (0, 0), self.stride, self.dilation, self.groups
             )
@@ -86,6 +119,36 @@ class Pointwise(nn.Conv2d):
             return super().forward(x_BCHW)
         x_BHWC = x_BCHW.permute(0, 2, 3, 1)
         return F.linear(x_BHWC, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+
+    @property
+    def _stays(self) -> bool:
+        """Whether weights that change would be seen: inference mode's tensors do not tell."""
+        return not torch.is_grad_enabled() and not self.weight.is_inference()
+
+    def _by_ordered(self, x_BCHW: Tensor) -> Tensor:
+        weight, place = self.weight, (self.padding, self.stride, self.dilation, self.groups)
+        found = (x_BCHW.shape, weight.data_ptr(), weight._version)
+        if found != self._ordered_for:
+            dense = weight.detach().contiguous().to_mkldnn()
+            ordered = torch._C._nn.mkldnn_reorder_conv2d_weight(dense, *place, x_BCHW.shape)
+            self._ordered, self._ordered_for = ordered, found
+        x_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
+        convolve = torch.ops.mkldnn._convolution_pointwise.default
+        return convolve(x_BCHW, self._ordered, self.bias, *place, "none", [], None)
+
+
+def is_pointwise(layer: nn.Module) -> bool:
+    """Whether a layer is a convolution, of torch's own, of each pixel over all channels."""
+    if type(layer) not in (nn.Conv2d, Convolution):
+        return False
+    ones = layer.kernel_size == layer.stride == (1, 1)
+    return ones and layer.padding == (0, 0) and layer.groups == 1
+
+
+def _pads_with_zeros(layer: nn.Module) -> bool:
+    if type(layer) not in (nn.Conv2d, Convolution):
+        return False
+    return layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
 
 
 def _fold(block: nn.Module, convolution: str, batch_norm: str) -> None:

@@ -99,7 +99,7 @@ class Measured:
             return {}
         sizes = sorted(set(self.cfg.batch_sizes))
         networks = {
-            name: optimize_for_inference(network.to(self.device))
+            name: optimize_for_inference(network.to(self.device), packed=True)
             for name, network in self._networks.items()
         }
         images = self._images(sizes[-1])

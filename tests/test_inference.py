@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from psvit.channels import Plan
-from psvit.inference import Pointwise, optimize_for_inference
+from psvit.inference import Convolution, optimize_for_inference
 from psvit.models import create_model
 from psvit.models.layers import RepConv
 from psvit.pruning import masked, prune
@@ -131,7 +131,9 @@ def test_a_pointwise_convolution_is_a_matrix_product(shape, order):
     torch.manual_seed(0)
     layer = nn.Sequential(nn.Conv2d(3, 5, 1)).double()
     fast = optimize_for_inference(layer)
-    assert isinstance(fast[0], Pointwise) and fast.state_dict().keys() == layer.state_dict().keys()
+    assert (
+        isinstance(fast[0], Convolution) and fast.state_dict().keys() == layer.state_dict().keys()
+    )
     x = torch.randn(shape, dtype=torch.float64).to(memory_format=order)
     with torch.no_grad():
         found = fast(x)
@@ -162,3 +164,53 @@ def test_a_large_pointwise_convolution_has_its_own_way(order, bias):
 def test_other_convolutions_stay(options):
     layer = optimize_for_inference(nn.Sequential(nn.Conv2d(4, 4, 1, **options)))
     assert type(layer[0]) is nn.Conv2d
+
+
+# of 32 images, above and below the number of multiplications that weights are packed for
+PACKED = {
+    "3x3": nn.Conv2d(16, 24, 3, padding=1),
+    "strided": nn.Conv2d(16, 48, 3, stride=2, padding=1, bias=False),
+    "1x1": nn.Conv2d(16, 64, 1),
+}
+AS_BEFORE = {
+    "depthwise": nn.Conv2d(16, 16, 3, padding=1, groups=16),
+    "few products": nn.Conv2d(16, 4, 1),
+    "same": nn.Conv2d(16, 24, 3, padding="same"),
+    "reflected": nn.Conv2d(16, 24, 3, padding=1, padding_mode="reflect"),
+}
+
+
+@pytest.mark.parametrize("kind", [*PACKED, *AS_BEFORE])
+def test_packed_weights_are_the_same_layer(kind):
+    torch.manual_seed(0)
+    layer = nn.Sequential({**PACKED, **AS_BEFORE}[kind])
+    fast = optimize_for_inference(layer, packed=True)
+    first, second = torch.randn(32, 16, 10, 10), torch.randn(40, 16, 8, 8)
+
+    def same(x):
+        return (fast(x) - copy.deepcopy(layer).double()(x.double())).abs().max() < 1e-5
+
+    # with gradients nothing is packed, and nothing is without oneDNN
+    assert same(first) and getattr(fast[0], "_ordered", None) is None
+    with torch.inference_mode():
+        assert same(first) and same(second) and same(first)
+        assert (getattr(fast[0], "_ordered", None) is not None) == (kind in PACKED)
+        assert fast(first).is_contiguous(memory_format=torch.channels_last)
+        # a change of the weights is seen, also by a copy
+        layer[0].weight[1] = fast[0].weight[1] = 0
+        assert same(first)
+        twice = copy.deepcopy(fast)
+        twice[0].weight[2] = 0
+        assert torch.equal(twice(first)[:, :2], fast(first)[:, :2])
+        assert same(first) and twice(first)[:, 2].unique().numel() == 1
+    assert fast.state_dict().keys() == layer.state_dict().keys()
+
+
+def test_a_packed_network_gives_the_same_logits(network):
+    single = copy.deepcopy(network).float()
+    x = images(40).float()
+    with torch.inference_mode():
+        expected, found = single(x), optimize_for_inference(single, packed=True)(x)
+    # a rounding may flip a spike of an image
+    assert ((found - expected).abs().amax(1) < 1e-4).float().mean() > 0.9
+    assert difference(optimize_for_inference(network, packed=True), network) < EXACT
