@@ -47,18 +47,22 @@ class Entry:
 
     @property
     def stage(self) -> str:
+        """What it holds the result of: ``base``, ``uniform`` or ``sensitivity``."""
         return self.folder.parent.name
 
     @property
     def short(self) -> str:
+        """The first ``SHORT`` letters of its key."""
         return self.folder.name[:SHORT]
 
     @property
     def unfinished(self) -> bool:
+        """Whether the work was stopped before its end."""
         return self.folder.name.endswith(PARTIAL)
 
     @property
     def seconds_saved(self) -> float:
+        """Seconds that its uses would have taken."""
         return (self.seconds or 0.0) * len(self.uses)
 
     @property

@@ -35,6 +35,7 @@ class FrameTransform(EvalTransform):
         super().__init__(cfg, FitFrames(cfg))
 
     def store(self, image: Tensor) -> Tensor:
+        """Frames are kept as the network reads them."""
         return self.fit(image)
 
 

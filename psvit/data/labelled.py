@@ -21,6 +21,7 @@ class Labelled(NamedTuple):
     labels: Tensor
 
     def take(self, indices: Tensor) -> "Labelled":
+        """Those at ``indices``, int64 ``[M]``, in that order."""
         if isinstance(self.images, Tensor):
             return Labelled(self.images[indices], self.labels[indices])
         return Labelled([self.images[i] for i in indices.tolist()], self.labels[indices])

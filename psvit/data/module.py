@@ -125,6 +125,7 @@ class ImageData(LightningDataModule):
 
     @property
     def preprocessing(self) -> dict:
+        """What an image goes through before a network: options of the dataset."""
         values = OmegaConf.to_container(self.cfg, resolve=True)
         steps = ("frames", "image_size", "mean", "std", "crop_pct", "interpolation")
         return {step: values[step] for step in steps if step in values}

@@ -55,6 +55,7 @@ class EvalTransform:
         return image if min(image.shape[1:]) < self.size else self.fit(image)
 
     def normalise(self, images: Tensor) -> Tensor:
+        """uint8 ``[B, 3, S, S]`` to float32, by the mean and deviation of each color channel."""
         return F.normalize(F.to_dtype(images, torch.float32, scale=True), self.mean, self.std)
 
 
@@ -90,6 +91,7 @@ class TrainTransform(EvalTransform):
         return self.erase(images) if self.erase.probability else images
 
     def store(self, image: Tensor) -> Tensor:
+        """As is, where a crop is to be drawn from all of it."""
         return image if self.resized_crop is not None else super().store(image)
 
 
@@ -112,6 +114,7 @@ def padded_crop(images: Tensor, padding: int) -> Tensor:
 
 
 def each(fit: Callable[[Tensor], Tensor], images: Tensor | list[Tensor]) -> Tensor:
+    """``fit`` of a stack of images ``[B, C, H, W]`` at once; of a list, of each, stacked."""
     return fit(images) if isinstance(images, Tensor) else torch.stack([fit(i) for i in images])
 
 

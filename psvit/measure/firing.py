@@ -33,6 +33,7 @@ class Firing:
         self._sums: dict[str, tuple[Tensor, int]] = {}
 
     def add(self, layer: str, fired: Tensor, outputs: int) -> None:
+        """Count a call: ``fired`` ``[C]``, summed over the ``outputs`` that a channel has."""
         if layer in self._sums:
             fired, outputs = fired + self._sums[layer][0], outputs + self._sums[layer][1]
         self._sums[layer] = fired, outputs

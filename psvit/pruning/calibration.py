@@ -160,6 +160,7 @@ def readers(group: ChannelGroup, scope: str = "all") -> Sequence[str]:
 
 
 def all_readers(groups: Iterable[ChannelGroup], scope: str) -> list[str]:
+    """The ``readers`` of all groups, each once."""
     return list(dict.fromkeys(path for group in groups for path in readers(group, scope)))
 
 

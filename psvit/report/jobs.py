@@ -63,15 +63,18 @@ class Job:
 
     @property
     def policy(self) -> str:
+        """The pruning policy; ``none`` where the job names none."""
         about = self.results.get("run") or {}
         return about.get("pruning") or self.section("pruning").get("name", NONE)
 
     @property
     def model(self) -> str:
+        """The model's name; "" where it is unknown."""
         return (self.results.get("run") or {}).get("model") or self.section("model").get("name", "")
 
     @property
     def dataset(self) -> str:
+        """The dataset's name; "" where it is unknown."""
         about = self.results.get("run") or {}
         return about.get("dataset") or self.section("dataset").get("name", "")
 
@@ -83,6 +86,7 @@ class Job:
 
     @property
     def seed(self) -> int | None:
+        """The seed; None where it is unknown."""
         return (self.results.get("run") or {}).get("seed", self.config.get("seed"))
 
     @cached_property

@@ -44,4 +44,5 @@ class Recipe:
 
     @property
     def distills(self) -> bool:
+        """Whether a teacher is followed."""
         return self.distill_weight > 0.0 or self.distill_rates > 0.0

@@ -18,6 +18,7 @@ class SyncBatchNorms(LayerSync):
         self.synced = nn.SyncBatchNorm if on_gpu else _SyncedOnCPU
 
     def apply(self, model: nn.Module) -> nn.Module:
+        """Let every batch norm of ``model`` take its statistics over all processes."""
         for module in model.modules():
             if type(module) is nn.BatchNorm2d:
                 module.__class__ = self.synced
@@ -26,6 +27,7 @@ class SyncBatchNorms(LayerSync):
         return model
 
     def revert(self, model: nn.Module) -> nn.Module:
+        """Undo ``apply``."""
         for module in model.modules():
             if type(module) is self.synced:
                 module.__class__ = nn.BatchNorm2d

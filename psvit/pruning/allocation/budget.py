@@ -81,6 +81,7 @@ class Budget:
         return min(saved[resource] / target for resource, target in self.targets.items())
 
     def met(self, plan: Plan) -> bool:
+        """Whether ``plan`` saves every target."""
         saved = self.savings(plan)
         return all(saved[resource] >= target for resource, target in self.targets.items())
 
@@ -89,6 +90,7 @@ class Budget:
         return self.towards({name: share * target for name, target in self.targets.items()})
 
     def towards(self, targets: Mapping[str, float]) -> "Budget":
+        """Other targets for the same resources; what was measured is not measured again."""
         budget = Budget(self.network, targets, self._meters)
         budget._spent = self._spent
         return budget
@@ -132,4 +134,5 @@ def option(resource: str) -> str:
 
 
 def parameters_saving(network: nn.Module, plan: Plan) -> float:
+    """The share of the parameters of ``network`` that ``plan`` saves."""
     return memory_saving(pruned_parameters(network, plan), parameters(network))

@@ -131,6 +131,7 @@ class Sums:
 
     @staticmethod
     def empty(candidates: Iterable[Candidate]) -> "Sums":
+        """Sums over no image."""
         return Sums({candidate: Paired() for candidate in candidates}, Paired())
 
     def add(self, batch: "Sums", candidates: Iterable[Candidate]) -> None:
