@@ -186,7 +186,8 @@ def _estimate_batch_norms(pruned: _Part, base: _Part, path: str, cuts: Cuts) -> 
 
 
 def _batch_statistics(part: _Part) -> dict[str, tuple[Tensor, Tensor]]:
-    """Path of each batch norm -> mean and variance of what enters it, averaged over the batches."""
+    """Path of each batch norm -> mean and variance of what enters it, averaged over the batches,
+    each by its images."""
     norms = {
         name: module
         for name, module in part.segment.named_modules()
@@ -196,9 +197,13 @@ def _batch_statistics(part: _Part) -> dict[str, tuple[Tensor, Tensor]]:
     momenta = {name: norm.momentum for name, norm in norms.items()}
     for norm in norms.values():
         norm.reset_running_stats()
-        norm.momentum = None
         norm.train()
+    seen = 0
     for x in part.inputs:
+        # [T, B, C, H, W]; of equal batches these are torch's own for a cumulative average
+        seen += x.shape[1]
+        for norm in norms.values():
+            norm.momentum = x.shape[1] / seen
         _step(part.network, part.segment, x)
     found = {}
     for name, norm in norms.items():

@@ -130,6 +130,26 @@ def test_batch_norms_hold_the_statistics_of_the_calibration_images(network, cali
     assert not any(module.training for module in mended.modules())
 
 
+def test_batches_count_by_their_images(network, calibration):
+    batches = [calibration[0][:1], calibration[1]]
+    plan, path = half(network, "stage1b.block1.mlp.hidden"), "stage1b.block1.mlp.bn2"
+    pruned, before = prune(network, plan), network.get_submodule(path).running_mean.clone()
+    # what enters the batch norm while its statistics are taken
+    means = []
+    for each in (network, pruned):
+        means.append(seen := [])
+        each.get_submodule(path).register_forward_pre_hook(
+            lambda norm, args, seen=seen: (
+                seen.append(args[0].mean((0, 2, 3))) if norm.training else None
+            )
+        )
+    recover(pruned, network, plan, batches, "bn")
+    few, many = (ours - theirs for theirs, ours in zip(*means, strict=True))
+    found = pruned.get_submodule(path).running_mean - before
+    assert torch.allclose(found, (few + 6 * many) / 7, atol=1e-12)
+    assert not torch.allclose(found, (few + many) / 2, atol=1e-3)
+
+
 @pytest.mark.parametrize("method", ["bn", "least_squares", "both"])
 def test_a_cut_that_changes_nothing_leaves_every_weight_and_statistic(network, calibration, method):
     """Whatever the images are: their own statistics differ from the network's by far."""
