@@ -20,6 +20,8 @@ from psvit.errors import UserError
 CONF = Path(__file__).parents[1] / "conf"
 NO_OPTION = re.compile(r"Could not override '([^']+)'|'([^']+)' does not exist")
 NO_CHOICE = re.compile(r"Could not find '(.+)/([^/']+)'")
+# of what the program reads itself; a model's and the Trainer's options may be left to their classes
+TAKEN_OUT = re.compile(r"~((?:dataset|training|pruning|finetune|measure)\.[^=]+)")
 # files that set options of any group, which Hydra merges without a look at their names
 LOCAL, EXPERIMENT = "local/default.yaml", "experiment"
 # what Hydra itself reads
@@ -29,11 +31,15 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def check_choices(arguments: Sequence[str]) -> None:
-    """Raise a UserError for a group that is given a value in place of a choice: ``dataset=null``.
+    """Raise a UserError for a group that is given a value in place of a choice, ``dataset=null``,
+    and for an option that is taken out, ``~dataset.batch_size``.
 
-    Hydra refuses it with a traceback and without its name.
+    Hydra refuses the one with a traceback and without its name, and takes the other.
     """
     for argument in arguments:
+        if taken_out := TAKEN_OUT.match(argument):
+            reason = "~ takes it out, and it has to be there: expected a value"
+            raise UserError(taken_out[1], None, reason)
         name, _, value = argument.partition("=")
         if "=" in argument and not name:
             raise UserError(name, value, "expected the name of an option before the =")

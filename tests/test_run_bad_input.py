@@ -41,6 +41,7 @@ def command(monkeypatch, capsys, tmp_path, tiny_run):
         (["pruning=uniform", "pruning.ratio=1.0"], "pruning.ratio=1.0"),
         (["training.lr=0"], "training.lr=0: expected"),
         (["name=${nowhere}"], "nowhere"),
+        (["~finetune.warmup_epochs"], "finetune.warmup_epochs=None: ~ takes it out"),
         (["paths.output_dir=elsewhere"], "paths.output_dir=elsewhere: is the folder that Hydra"),
         # what Lightning refuses
         (["+trainer.limit_val_batches=-3"], "limit_val_batches"),
