@@ -40,6 +40,17 @@ NUMBERS = [
     "predicted",
     "measured",
 ]
+# what a network takes: each a mean in the table, and in the long one beside the base network's
+COSTS = [
+    "memory_mb",
+    "macs",
+    "sops",
+    "energy_mj",
+    "firing_rate",
+    "latency_ms",
+    "speedup",
+    "throughput",
+]
 TABLE_COLUMNS = [
     *KEY,
     "target_value",
@@ -52,6 +63,8 @@ TABLE_COLUMNS = [
     "memory_saving_sd",
     "memory_saving_min",
     "parameters",
+    *COSTS,
+    "silent",
     "status",
     "job",
 ]
@@ -68,7 +81,8 @@ def read_runs(folders: Iterable[str | Path]) -> pd.DataFrame:
 
     A row for each network but the base network, which has one only where a run prunes nothing.
     Top-1 is percent on the test set (the validation set where ``dataset`` says so), ``drop`` points
-    below the same run's base network, ``memory_saving`` a share. ``recovery`` is what was done to
+    below the same run's base network, ``memory_saving`` a share; ``base_macs`` and its like are the
+    base network's. ``recovery`` is what was done to
     the pruned network: "none", a way of recovery, "fine-tuning", or both. ``settings`` are further
     options in which the runs differ.
     Networks after a round that is not the last are left out, and one that several runs measured
@@ -101,11 +115,14 @@ def read_runs(folders: Iterable[str | Path]) -> pd.DataFrame:
 def comparison_table(long: pd.DataFrame) -> pd.DataFrame:
     """Means over seeds and sample standard deviations, with the columns ``TABLE_COLUMNS``.
 
-    What one seed measured more than once counts as its mean. Sorted by model, dataset, target and
-    drop; the rows of failed and unfinished jobs, one for each, come last.
+    What one seed measured more than once counts as its mean. ``COSTS`` are means of what was
+    measured of them; ``silent`` says whether the network of any seed is. Sorted by model, dataset,
+    target and drop; the rows of failed and unfinished jobs, one for each, come last.
     """
     done = long[long["status"] == DONE]
-    measured = ["top1", "drop", "memory_saving", "parameters"]
+    measured = ["top1", "drop", "memory_saving", "parameters", *COSTS, "silent"]
+    done = done.reindex(columns=[*LONG_COLUMNS, *COSTS, "silent"])
+    done[[*COSTS, "silent"]] = done[[*COSTS, "silent"]].astype(float)
     by_seed = done.groupby([*KEY, "target_value", "seed"], dropna=False)[measured].mean()
     groups = by_seed.groupby([*KEY, "target_value"], dropna=False)
     table = groups.mean()
@@ -113,6 +130,7 @@ def comparison_table(long: pd.DataFrame) -> pd.DataFrame:
         table[f"{name}_sd"] = groups[name].std(ddof=1)
     table["memory_saving_min"] = groups["memory_saving"].min()
     table["seeds"] = groups.size()
+    table["silent"] = table["silent"] > 0
     table = table.reset_index().assign(status=DONE, job="")
     # a target that is no share of memory comes after those that are
     table = table.sort_values(
@@ -179,7 +197,7 @@ def _rows(job: Job) -> list[dict[str, Any]]:
         policy, stage = _policy(row), _stage(row)
         if stage == "base" or _ROUND.search(row["name"]):
             continue
-        line = {**own, "policy": policy, "stage": stage, **_measures(row, base)}
+        line = {**own, "policy": policy, "stage": stage, **_measures(row, base, job.results)}
         done = [] if stage == "pruned" or recovery == NONE else [recovery]
         if policy == "uniform" != job.policy:
             line |= {"settings": _said(job.rival), "planned_for": NONE, "rounds": 1}
@@ -195,7 +213,9 @@ def _rows(job: Job) -> list[dict[str, Any]]:
                 line["settings"] = _said(own_settings, re.compile(r"(?!finetune\.)"))
         rows.append({**line, "recovery": " + ".join(done) or NONE})
     if job.policy in UNPRUNED and not rows and base is not None:
-        rows.append({**own, "stage": "base", "recovery": NONE, **_measures(base, base)})
+        rows.append(
+            {**own, "stage": "base", "recovery": NONE, **_measures(base, base, job.results)}
+        )
     if not _finished(job, rows, trains):
         rows.append({**own, "status": UNFINISHED})
     return rows
@@ -214,12 +234,21 @@ def _finished(job: Job, rows: list[dict[str, Any]], trains: bool) -> bool:
     return ("finetuned" if trains else wanted) in stages
 
 
-def _measures(row: dict[str, Any], base: dict[str, Any] | None) -> dict[str, Any]:
-    """A row's numbers, and how far it is below the base network."""
-    numbers = {key: value for key, value in row.items() if isinstance(value, (int, float))}
+def _measures(
+    row: dict[str, Any], base: dict[str, Any] | None, results: dict[str, Any]
+) -> dict[str, Any]:
+    """A row's numbers, its times, and how far it is below the base network."""
+    numbers = _numbers(row, results)
     if base is None:
         return numbers
-    return {**numbers, "base_top1": base["top1"], "drop": base["top1"] - row["top1"]}
+    compared = {f"base_{name}": value for name, value in _numbers(base, results).items()}
+    kept = {name: value for name, value in compared.items() if name[5:] in COSTS}
+    return {**numbers, **kept, "base_top1": base["top1"], "drop": base["top1"] - row["top1"]}
+
+
+def _numbers(row: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]:
+    found = {**row, **(results.get("timing") or {}).get(row["name"], {})}
+    return {key: value for key, value in found.items() if isinstance(value, (int, float))}
 
 
 def _prediction(results: dict[str, Any], stage: str) -> dict[str, Any]:

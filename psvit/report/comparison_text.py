@@ -11,9 +11,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from psvit.report.comparison import DONE, POLICIES, best, without_training
+from psvit.report.costs import cost_cells
 from psvit.report.jobs import NONE, UNPRUNED
+from psvit.report.table import ABSENT
 
-ABSENT = "–"
 # the papers whose rule a policy is
 RULES = {"fine_grained": "PSViT", "prioritized": "PrimeSVT"}
 VARIANT = ["importance", "recovery", "rounds", "settings"]
@@ -23,6 +24,12 @@ VARIED = ("model", "dataset", "rounds")
 # importance and recovery of the published rules
 PLAIN = ("l2", NONE)
 SHORT = "†"
+COSTS = (
+    "Means over the seeds; operations and energy of one image over all time steps, memory of "
+    "float32 weights and buffers. Latency is of the smallest batch that was timed, images/s of the "
+    "largest; each run timed its networks in turn, so that the speed-up over its base network "
+    "holds where jobs ran side by side, and milliseconds do not."
+)
 CONVENTIONS = (
     "Measured here: top-1 on the test set (where the dataset's name says validation, on that set), "
     "mean ± sample standard deviation over the seeds; drop "
@@ -66,7 +73,11 @@ def markdown(table: pd.DataFrame, long: pd.DataFrame) -> str:
     if len(headline):
         parts += ["## Drop without fine-tuning (points)", _pipes(*_headline_cells(headline))]
         parts.append(_about(headline))
-    parts += ["## All networks", _pipes(*_cells(table)), caption(table)]
+    parts += ["## All networks", _pipes(*_cells(table))]
+    heading, rows = cost_cells(table, long, _said(table))
+    if rows:
+        parts += ["## What they take", _pipes(heading, rows), COSTS]
+    parts.append(caption(table))
     return "\n\n".join(parts) + "\n"
 
 
@@ -198,7 +209,7 @@ def _headline_cells(headline: pd.DataFrame) -> tuple[list[str], list[list[str]]]
 def _cells(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     """Heading and rows of the whole table; what is the same in all rows is left out."""
     noted = (table["settings"] != "").any() or (table["status"] != DONE).any()
-    names = [name for name in COLUMNS if name not in VARIED or table[name].nunique() > 1]
+    names = _said(table)
     heading = [*names, "seeds", "top-1 %", "drop (points)", "memory saving %", "parameters"]
     rows = []
     for row, winner in zip(table.to_dict("records"), best(table), strict=True):
@@ -217,6 +228,11 @@ def _cells(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
             cells = [f"**{cell}**" for cell in cells]
         rows.append(cells + ([_note(row)] if noted else []))
     return [*heading, *(["settings"] if noted else [])], rows
+
+
+def _said(table: pd.DataFrame) -> list[str]:
+    """The columns that say which network a row is of."""
+    return [name for name in COLUMNS if name not in VARIED or table[name].nunique() > 1]
 
 
 def _note(row: dict[str, Any]) -> str:

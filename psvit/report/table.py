@@ -27,6 +27,20 @@ class Column:
     # what a shown figure is counted in: 1e9 for operations, as the field counts them
     unit: float = 1.0
 
+    def text(self, value: float) -> str:
+        """The figure as a reader sees it."""
+        if math.isnan(value):
+            return ABSENT
+        text = self.write(value / self.unit)
+        # a drop that rounds to nothing has no sign
+        negligible = float(text.replace(",", "")) == 0
+        return text.lstrip("-") if negligible else text.replace("-", "−")
+
+
+ABSENT = "–"
+SILENT = "silent"
+# what a network without spikes has not saved
+OF_SPIKES = ("sops", "energy_mj", "energy_integer_macs_mj")
 
 # Groups of columns that stand side by side; where the page is narrow, one below another. A measured
 # and a published figure never share a column, nor a group.
@@ -68,8 +82,6 @@ SHORT = (
 )
 # a table's rows may hold these in other units
 _PERCENT = ("memory_saving", "firing_rate", "silent_channels")
-ABSENT = "–"
-SILENT = "silent"
 # columns of a page that is no terminal
 WIDE = 108
 
@@ -191,12 +203,10 @@ def cells(run: RunFiles, names: Iterable[str]) -> list[list[str]]:
     silent = {row["name"] for row in run.results["rows"] if row.get("silent")}
     for row in final_table(run).to_dict("records"):
         dead = row["network"] in silent
-        lines.append([row["network"], *(_cell(row[name], COLUMNS[name]) for name in names)])
+        lines.append([row["network"], *(COLUMNS[name].text(row[name]) for name in names)])
         if dead:
-            # a network without spikes has saved nothing
-            spikes = ("sops", "energy_mj", "energy_integer_macs_mj")
             lines[-1][1:] = [
-                SILENT if name in spikes else cell
+                SILENT if name in OF_SPIKES else cell
                 for name, cell in zip(names, lines[-1][1:], strict=True)
             ]
     return lines
@@ -257,14 +267,6 @@ def _width(run: RunFiles, names: list[str]) -> int:
     lines = [[max(title.split(), key=len) for title in heading], *rows]
     # rich puts three spaces between columns, and two at either side
     return 3 * len(heading) + sum(map(max, zip(*[map(len, line) for line in lines], strict=True)))
-
-
-def _cell(value: float, column: Column) -> str:
-    if math.isnan(value):
-        return ABSENT
-    text = column.write(value / column.unit)
-    # a drop that rounds to nothing has no sign
-    return text.lstrip("-") if float(text.replace(",", "")) == 0 else text.replace("-", "−")
 
 
 def _plain(heading: list[str], rows: list[list[str]]) -> str:
