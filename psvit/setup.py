@@ -41,7 +41,11 @@ def set_deterministic(value: bool | str) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
-def load_network(cfg: DictConfig) -> nn.Module | None:
+# a network, and the description that it was saved with
+Loaded = tuple[nn.Module, dict[str, Any]]
+
+
+def load_network(cfg: DictConfig) -> Loaded | None:
     """The network of ``ckpt_path``, if that is a folder; ``cfg.model`` takes on what it is.
 
     Before the data: recordings of an event camera are read in as many frames as it has steps.
@@ -49,7 +53,8 @@ def load_network(cfg: DictConfig) -> nn.Module | None:
     Raises:
         UserError: the folder holds no network, or ``ckpt_time_steps`` goes with none.
     """
-    folder, steps = cfg.ckpt_path, cfg.ckpt_time_steps
+    steps = cfg.ckpt_time_steps
+    cfg.ckpt_path = folder = checkpoint.folder_of(cfg.ckpt_path)
     if folder is None or Path(folder).is_file():
         if steps is not None:
             reason = (
@@ -57,7 +62,7 @@ def load_network(cfg: DictConfig) -> nn.Module | None:
             )
             raise UserError("ckpt_time_steps", steps, reason)
         return None
-    network, _ = checkpoint.load(folder, module=cfg.model.get("module"))
+    network, about = checkpoint.load(folder, module=cfg.model.get("module"))
     if steps is not None:
         # weights serve any number of them
         network.time_steps = steps
@@ -73,11 +78,11 @@ def load_network(cfg: DictConfig) -> nn.Module | None:
         _log.info("ckpt_path: its network is taken as it is, whatever model= says: %s", told)
         # config.yaml says what ran
         cfg.model.update(other)
-    return network
+    return network, about
 
 
 def build_network(
-    cfg: DictConfig, data: ImageData, loaded: nn.Module | None
+    cfg: DictConfig, data: ImageData, loaded: Loaded | None
 ) -> tuple[nn.Module, bool]:
     """The base network, and whether it comes trained (``ckpt_path``).
 
@@ -87,7 +92,8 @@ def build_network(
         loaded: what ``load_network`` gave.
 
     Raises:
-        UserError: the values make no network, or the checkpoint is another network's.
+        UserError: the values make no network, or the checkpoint is another network's, or knows
+            other classes.
     """
     network, trained = _network(cfg, data, loaded)
     if world_size() > 1 and network.spec.get("batch_as_time"):
@@ -97,7 +103,7 @@ def build_network(
     return network.to(memory_format=memory_format), trained
 
 
-def _network(cfg: DictConfig, data: ImageData, loaded: nn.Module | None) -> tuple[nn.Module, bool]:
+def _network(cfg: DictConfig, data: ImageData, loaded: Loaded | None) -> tuple[nn.Module, bool]:
     values = OmegaConf.to_container(cfg.model, resolve=True)
     for name in ("num_classes", "in_channels"):
         given, found = values.get(name), getattr(data, name)
@@ -109,8 +115,10 @@ def _network(cfg: DictConfig, data: ImageData, loaded: nn.Module | None) -> tupl
         reason = f"dataset={cfg.dataset.name} has images of {size} pixels: dataset.image_size"
         raise UserError("model.image_size", values["image_size"], reason)
     if loaded is not None:
-        _check_asked("ckpt_path", cfg.ckpt_path, loaded, {name: values[name] for name in ASKED})
-        return loaded, True
+        network, about = loaded
+        _check_asked("ckpt_path", cfg.ckpt_path, network, {name: values[name] for name in ASKED})
+        _check_images("ckpt_path", cfg.ckpt_path, about, cfg, data)
+        return network, True
     network = create_model(**values)
     if cfg.ckpt_path is None:
         return network, False
@@ -129,6 +137,29 @@ def _check_asked(option: str, folder: str, network: nn.Module, asked: dict[str, 
             raise UserError(option, folder, reason)
 
 
+def _check_images(
+    option: str, folder: str, about: dict[str, Any], cfg: DictConfig, data: ImageData
+) -> None:
+    """Raise a UserError where a loaded network knows other classes than the images have; warn
+    where it was trained on images that were prepared in another way."""
+    for theirs, ours in zip(about.get("classes") or [], data.class_names, strict=False):
+        if theirs != ours:
+            reason = f"knows a class {theirs} where dataset={cfg.dataset.name} has {ours}"
+            raise UserError(option, folder, reason)
+    trained_on = about.get("preprocessing") or {}
+    other = {
+        step: value
+        for step, value in data.preprocessing.items()
+        if trained_on.get(step, value) != value
+    }
+    if other:
+        told = ", ".join(
+            f"{step}={trained_on[step]}, here dataset.{step}={value}"
+            for step, value in other.items()
+        )
+        _log.warning("%s: its network saw images prepared otherwise: %s", option, told)
+
+
 def load_teacher(cfg: DictConfig, data: ImageData) -> nn.Module | None:
     """The network that fine-tuning follows in place of the base network, if the config names one.
 
@@ -141,11 +172,7 @@ def load_teacher(cfg: DictConfig, data: ImageData) -> nn.Module | None:
     teacher, about = checkpoint.load(folder, "finetune.teacher", cfg.model.get("module"))
     asked = {name: getattr(data, name) for name in ("num_classes", "in_channels", "image_size")}
     _check_asked("finetune.teacher", folder, teacher, asked)
-    taught = about.get("classes") or data.class_names
-    for theirs, ours in zip(taught, data.class_names, strict=True):
-        if theirs != ours:
-            reason = f"knows a class {theirs} where dataset={cfg.dataset.name} has {ours}"
-            raise UserError("finetune.teacher", folder, reason)
+    _check_images("finetune.teacher", folder, about, cfg, data)
     return teacher
 
 

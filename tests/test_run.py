@@ -120,6 +120,20 @@ def test_a_network_runs_for_another_number_of_time_steps(config, tiny_run, folde
     assert not torch.equal(found, original(images))
 
 
+def test_the_weights_of_a_folder_stand_for_it(config, tiny_run, folder):
+    cfg = config(*tiny_run, f"ckpt_path={folder}/base/model.safetensors")
+    network, _ = load_network(cfg)
+    assert cfg.ckpt_path == f"{folder}/base"
+    weights = load(folder / "base")[0].state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
+
+
+def test_images_prepared_otherwise_are_told(config, tiny_run, folder, caplog):
+    cfg = config(*tiny_run, f"ckpt_path={folder}/base", "dataset.std=[0.5,0.5,0.5]")
+    build_network(cfg, create_data(cfg.dataset, cfg.seed), load_network(cfg))
+    assert "dataset.std=[0.5, 0.5, 0.5]" in caplog.text and "mean" not in caplog.text
+
+
 def test_pruning_sensitivity(config, tiny_run, folder, tmp_path):
     cfg = config(
         *tiny_run,

@@ -72,8 +72,8 @@ def unreadable(folder):
     return options
 
 
-def network_of(**values):
-    """Options that take a saved network of other values than the run's."""
+def network_of(facts=None, **values):
+    """Options that take a saved network of other values than the run's, or with these facts."""
 
     def options(folder):
         given = {
@@ -85,10 +85,15 @@ def network_of(**values):
             "num_classes": 10,
             **values,
         }
-        checkpoint.save(create_model(**given), folder)
+        checkpoint.save(create_model(**given), folder, **facts or {})
         return [f"ckpt_path={folder}"]
 
     return options
+
+
+def run_in_place_of_a_network(folder):
+    network_of()(folder / "pruned")
+    return [f"ckpt_path={folder}"]
 
 
 def text_as_network(folder):
@@ -134,6 +139,12 @@ WRONG = {
         "sdt_v1",
     ),
     "a network of other classes": (network_of(num_classes=7), CKPT, "num_classes=7"),
+    "a network of as many other classes": (
+        network_of(facts={"classes": [*"012345678", "ten"]}),
+        CKPT,
+        "knows a class ten where dataset=digits has 9",
+    ),
+    "a run in place of its network": (run_in_place_of_a_network, CKPT, "but in its pruned"),
     "a network of another resolution": (network_of(image_size=64), CKPT, "image_size=64"),
     "image too small": (["dataset.image_size=8"], "model.image_size=8", "at least 16"),
     "heads that do not divide": (["model.num_heads=3"], "model.num_heads=3", "divide"),

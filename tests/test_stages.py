@@ -126,7 +126,7 @@ def test_recordings_are_read_in_as_many_frames_as_the_network_has_steps(
             f"ckpt_path={tmp_path}/base",
             *given,
         )
-        assert load_network(cfg).time_steps == cfg.dataset.frames == steps
+        assert load_network(cfg)[0].time_steps == cfg.dataset.frames == steps
 
 
 def test_a_batch_that_is_shared_out_is_not_one_long_recording(config, tiny_run, monkeypatch):

@@ -120,10 +120,22 @@ def load(
         raise UserError(option, folder, reason(error)) from error
 
 
+def folder_of(path: str | None) -> str | None:
+    """The folder of a saved network whose weights' file was named, as shells complete it; any
+    other path as it is."""
+    if path is None:
+        return None
+    file = Path(path)
+    saved = file.name == WEIGHTS and (file.parent / DESCRIPTION).is_file()
+    return str(file.parent) if saved else path
+
+
 def _load(folder: Path, module: str | None, module_option: str) -> tuple[nn.Module, dict[str, Any]]:
     for name in (WEIGHTS, DESCRIPTION):
         if not (folder / name).is_file():
-            raise ValueError(f"expected a folder with {WEIGHTS} and {DESCRIPTION}; no {name} there")
+            missing = f"expected a folder with {WEIGHTS} and {DESCRIPTION}; no {name} there"
+            inside = sorted(path.parent.name for path in folder.glob(f"*/{WEIGHTS}"))
+            raise ValueError(f"{missing}, but in its {', '.join(inside)}" if inside else missing)
     try:
         description = from_yaml((folder / DESCRIPTION).read_text(encoding="utf-8"))
     except ValueError as error:
