@@ -1,5 +1,12 @@
 """The one exception that a user is meant to read."""
 
+import os
+
+
+def traceback_wanted() -> bool:
+    """Whether who runs a command wants an error's traceback in place of its line."""
+    return os.environ.get("HYDRA_FULL_ERROR", "0") != "0"
+
 
 class UserError(ValueError):
     """Something the user gave is wrong.

@@ -102,10 +102,16 @@ def is_run_of(folder: Path, config: str) -> bool:
     So a command that is said again, a multirun for instance, does what is not done yet.
 
     Raises:
-        FolderTaken: it is the run of another config, which is finished or has done something.
+        FolderTaken: it is the run of another config, which is finished or has done something, or
+            something else lies where a run keeps what it has done.
     """
     stored = folder / CONFIG
+    # a run that ended before its first stage leaves locks at most
+    done = any(each.name[0] != "." for each in (folder / DONE).glob("*"))
     if not stored.is_file():
+        if done:
+            reason = f"holds a folder {DONE}/, a run's own, and no run: expected another folder"
+            raise FolderTaken("hydra.run.dir", folder, reason)
         return False
     if stored.read_text(encoding="utf-8", errors="replace") == config:
         return True
@@ -115,8 +121,8 @@ def is_run_of(folder: Path, config: str) -> bool:
             folder,
             "holds a finished run of other options: expected another folder, or this one removed",
         )
-    # hours of work may lie there; a run that ended before its first stage leaves locks at most
-    if any(each.name[0] != "." for each in (folder / DONE).glob("*")):
+    # hours of work may lie there
+    if done:
         raise FolderTaken(
             "hydra.run.dir",
             folder,

@@ -62,7 +62,7 @@ def load_network(cfg: DictConfig) -> Loaded | None:
             )
             raise UserError("ckpt_time_steps", steps, reason)
         return None
-    network, about = checkpoint.load(folder, module=cfg.model.get("module"))
+    network, about = checkpoint.load(Path(folder), module=cfg.model.get("module"))
     if steps is not None:
         # weights serve any number of them
         network.time_steps = steps

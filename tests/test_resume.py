@@ -140,6 +140,14 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_config_only(whole, tmp_pat
     assert f"go on with resume={tmp_path}, take another folder" in str(error.value)
 
 
+def test_a_folder_of_its_own_name_that_is_no_runs_stays(config, tiny_run, tmp_path):
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "stages" / "mine.txt").write_text("precious")
+    with pytest.raises(FolderTaken, match="holds a folder stages/, a run's own, and no run"):
+        run(config(*tiny_run, "pruning=none", "finetune=none"), tmp_path)
+    assert (tmp_path / "stages" / "mine.txt").read_text() == "precious"
+
+
 def test_a_stopped_run_is_not_written_over(whole, tmp_path):
     cfg = OmegaConf.load(whole / "config.yaml")
     shutil.copy(whole / "config.yaml", tmp_path)

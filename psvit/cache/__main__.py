@@ -4,7 +4,6 @@ Without a command, lists what the cache holds.
 """
 
 import argparse
-import os
 import sys
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -16,7 +15,7 @@ from rich.table import Table
 
 from psvit.cache.entries import Entry, is_busy, main_values, read_entries, remove
 from psvit.cache.store import damage
-from psvit.errors import UserError
+from psvit.errors import UserError, traceback_wanted
 
 COLUMNS = ("stage", "key", "values", "size", "made", "took", "used", "last used")
 RIGHT = ("size", "took", "used")
@@ -35,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
             return _clear(root, options.stage, options.older_than)
         return _verify(root) if options.command == "verify" else _list(root)
     except (UserError, OSError) as error:
-        if os.environ.get("HYDRA_FULL_ERROR", "0") != "0":
+        if traceback_wanted():
             raise
         print(error, file=sys.stderr)
         return 2

@@ -5,7 +5,6 @@ import importlib.util
 import json
 import logging
 import math
-import os
 import statistics
 import sys
 import time
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from psvit.errors import UserError
+from psvit.errors import UserError, traceback_wanted
 from psvit.export import check, logits_only, to_onnx
 from psvit.export.check import Agreement, session
 from psvit.export.images import choose_images
@@ -56,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
         print()
         print(table(exported))
     except UserError as error:
-        if os.environ.get("HYDRA_FULL_ERROR", "0") != "0":
+        if traceback_wanted():
             raise
         print(error, file=sys.stderr)
         return 2

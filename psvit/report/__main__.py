@@ -1,11 +1,10 @@
 """``python -m psvit.report FOLDER...`` makes a run's report again, or compares many runs."""
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
-from psvit.errors import UserError
+from psvit.errors import UserError, traceback_wanted
 from psvit.report import write_comparison, write_report
 from psvit.report.files import read_run
 from psvit.report.jobs import find_jobs
@@ -26,13 +25,20 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         _report(given.folder, given.out)
     except UserError as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        if traceback_wanted():
             raise
         print(error, file=sys.stderr)
         return 2
+    except OSError as error:
+        # nothing can be written there
+        if traceback_wanted():
+            raise
+        option, value = ("--out", given.out) if given.out else ("folder", " ".join(given.folder))
+        print(UserError(option, value, f"{error.filename}: {error.strerror}"), file=sys.stderr)
+        return 2
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         # an edited or damaged file, most likely
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        if traceback_wanted():
             raise
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         print(

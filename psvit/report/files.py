@@ -164,7 +164,9 @@ def _load_mapping(path: Path) -> dict[str, Any]:
 
 
 def _load_table(path: Path) -> pd.DataFrame:
-    return pd.read_csv(path, dtype=dict.fromkeys(NAMES, str))
+    # a class may be called NA
+    texts = dict.fromkeys(NAMES, str)
+    return pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=[""])
 
 
 def _read(path: Path, parse: Any) -> Any:

@@ -10,7 +10,7 @@ import report_runs
 from psvit.errors import UserError
 from psvit.report import write_report
 from psvit.report.__main__ import main
-from psvit.report.files import read_run
+from psvit.report.files import CLASSES_COLUMNS, read_run
 
 TWO = {"stage1.block1.mlp.hidden": ("hidden", 64), "stage1.block1.conv.hidden": ("hidden", 32)}
 
@@ -85,6 +85,23 @@ def test_what_no_run_writes_is_one_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(TypeError):
         main([str(folder)])
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    folder = report_runs.write_run(tmp_path / "run", TWO)
+    (tmp_path / "file").write_text("")
+    assert main([str(folder), "--out", str(tmp_path / "file")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"--out={tmp_path / 'file'}: ") and line.endswith("File exists")
+
+
+def test_a_class_may_be_called_na(tmp_path):
+    folder = report_runs.write_run(tmp_path / "run", TWO)
+    row = {"network": "base", "images": 4, "top1": 50.0, "base_top1": 50.0, "change": 0.0}
+    rows = pd.DataFrame([{**row, "class": name} for name in ("NA", "nan", "null", "cat")])
+    rows.reindex(columns=[*CLASSES_COLUMNS]).fillna(0.0).to_csv(folder / "classes.csv", index=False)
+    assert read_run(folder).classes["class"].tolist() == ["NA", "nan", "null", "cat"]
 
 
 def test_half_a_row_and_a_row_measured_twice_do_no_harm(tmp_path):
