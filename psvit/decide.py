@@ -166,18 +166,29 @@ def make_budget(stages: Stages, network: nn.Module, ranking: Ranking) -> Budget:
 
 def round_budget(
     stages: Stages, whole: Budget, plan: Plan, network: nn.Module, share: float
-) -> Budget:
-    """What is left to save of ``network``, cut by ``plan`` so far, to go ``share`` of the way."""
-    if network is whole.network:
-        return whole.scaled(share)
-    meters = {
-        resource: allocation.make_meter(network, resource, stages.few_images)
-        for resource in whole.targets
-    }
-    left = {
-        resource: max(
-            1.0 - whole.base[resource] * (1.0 - target * share) / whole.spent(resource, plan), 1e-6
-        )
+) -> Budget | None:
+    """What is left to save of ``network``, cut by ``plan`` so far, to go ``share`` of the way.
+
+    Each round saves the same part of what the one before it left, so that none is asked for more
+    than another: 3 rounds to 70 % save 33 % each.
+
+    Returns:
+        None where the cuts so far have saved it already.
+    """
+    goals = {
+        # the whole way is the target to the bit
+        resource: target if share == 1.0 else 1.0 - (1.0 - target) ** share
         for resource, target in whole.targets.items()
     }
-    return Budget(network, left, meters)
+    if network is whole.network:
+        return whole.towards(goals)
+    left = {
+        resource: 1.0 - whole.base[resource] * (1.0 - goal) / whole.spent(resource, plan)
+        for resource, goal in goals.items()
+    }
+    if left and max(left.values()) <= 0.0:
+        return None
+    meters = {
+        resource: allocation.make_meter(network, resource, stages.few_images) for resource in left
+    }
+    return Budget(network, {resource: max(part, 1e-6) for resource, part in left.items()}, meters)

@@ -16,6 +16,7 @@ from psvit.config import check_config
 from psvit.console import print_config, quiet_libraries
 from psvit.data import create_data
 from psvit.decide import decide, make_budget, round_budget
+from psvit.errors import UserError
 from psvit.files import write_json, write_text
 from psvit.memory import keep_freed_memory
 from psvit.processes import from_first, rank
@@ -110,7 +111,13 @@ def _claimed_run(
     try:
         stages = Stages(cfg, data, folder, loggers)
         stages.teacher = teacher
-        _run(stages, network, trained)
+        try:
+            _run(stages, network, trained)
+        except UserError:
+            if stages.record.results["rows"]:
+                # what was measured until then
+                write_tables(folder)
+            raise
         stages.record.time_networks()
         (write_report if cfg.report == "full" else write_tables)(folder)
         print_table(read_run(folder))
@@ -158,14 +165,31 @@ def _run(stages: Stages, network: nn.Module, trained: bool) -> None:
 
 
 def _prune(stages: Stages, network: nn.Module, budget: Budget) -> None:
-    """Prune, recover and fine-tune, in ``pruning.rounds`` rounds."""
+    """Prune, recover and fine-tune, in ``pruning.rounds`` rounds.
+
+    A round whose saving is there already is left out, and the accuracy's limit may end them.
+    """
     cfg = stages.cfg
     policy, rounds = cfg.pruning.name, cfg.pruning.rounds
     plan, current = Plan(), network
+    last, step, stage = 0, "", "pruned"
     for number in range(1, rounds + 1):
         name = policy if number == rounds else f"{policy}, round {number} of {rounds}"
-        share = round_budget(stages, budget, plan, current, number / rounds)
-        decision = decide(stages, current, share, number)
+        left = round_budget(stages, budget, plan, current, number / rounds)
+        if left is None:
+            _log.info("round %d of %d: as much is saved already", number, rounds)
+            continue
+        try:
+            decision = decide(stages, current, left, number)
+        except UserError as error:
+            if number == 1:
+                raise
+            if error.option != "pruning.max_accuracy_drop":
+                reason = f"round {number} cannot do its part of what is left: {error}"
+                raise UserError("pruning.rounds", rounds, reason) from error
+            _log.info("round %d of %d cuts nothing more: %s", number, rounds, error)
+            break
+        last = number
         plan = compose(network, plan, decision.plan)
         stages.record.save_plan(network, plan, decision)
         pruned = prune(current, decision.plan)
@@ -173,13 +197,17 @@ def _prune(stages: Stages, network: nn.Module, budget: Budget) -> None:
         stages.record.save_network("pruned", pruned, plan)
         mended = stages.recovered(pruned, decision.plan, current)
         if cfg.pruning.recovery != "none":
-            stages.record.add_row(f"{name} + recovery", mended, policy, "recovered")
+            step, stage = " + recovery", "recovered"
+            stages.record.add_row(name + step, mended, policy, stage)
             stages.record.save_network("recovered", mended, plan)
         stages.compare_prediction(decision, current, pruned, mended)
         stages.diagnose(mended)
         if cfg.finetune.epochs:
+            step, stage = " + fine-tuning", "finetuned"
             current = stages.finetune(current, decision.plan, mended)
-            stages.record.add_row(f"{name} + fine-tuning", current, policy, "finetuned")
+            stages.record.add_row(name + step, current, policy, stage)
             stages.record.save_network("finetuned", current, plan)
         else:
             current = mended
+    if last != rounds:
+        stages.record.add_row(policy + step, current, policy, stage)

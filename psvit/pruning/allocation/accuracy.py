@@ -32,14 +32,21 @@ def within_accuracy(
         The decision; its log has a row a trial: share of the targets, top1, kept.
 
     Raises:
-        UserError: not even the smallest step stays within the limit.
+        UserError: not even the smallest step stays within the limit, or the policy can save none.
     """
     allowed = top1(Plan()) - max_accuracy_drop
     low, high, share = 0.0, 1.0, 1.0
     best: Decision | None = None
-    tried = []
-    for _ in range(STEPS + 1):
-        decision = solve(budget.scaled(share))
+    tried: list[dict[str, float | bool]] = []
+    for step in range(STEPS + 1):
+        try:
+            decision = solve(budget.scaled(share))
+        except UserError:
+            # as much as this cannot be saved at all
+            if step == STEPS and not tried:
+                raise
+            high, share = share, (low + share) / 2
+            continue
         accuracy = top1(decision.plan)
         kept = accuracy >= allowed
         tried.append({"share": share, "top1": accuracy, "kept": kept})

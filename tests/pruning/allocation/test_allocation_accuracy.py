@@ -17,14 +17,16 @@ class Share(Plan):
         self.share = share
 
 
-def search(network, limit, drop_at):
-    """Accuracy falls by ``drop_at(share)`` points, of 90."""
+def search(network, limit, drop_at, most=1.0):
+    """Accuracy falls by ``drop_at(share)`` points, of 90; no more than ``most`` can be saved."""
     budget = Budget(network, {"memory": 0.5})
     solved = []
 
     def solve(scaled):
         share = scaled.targets["memory"] / 0.5
         solved.append(share)
+        if share > most:
+            raise UserError("pruning.target_memory_saving", share, "cannot be reached")
         return Decision(Share(share), pd.DataFrame())
 
     def top1(plan):
@@ -52,3 +54,10 @@ def test_the_most_that_the_accuracy_allows(network, limit):
 def test_no_cut_that_is_allowed(network):
     with pytest.raises(UserError, match=r"^pruning\.max_accuracy_drop=0\.5: .* lost 2\.00 points"):
         search(network, 0.5, lambda share: 2.0)
+
+
+def test_what_cannot_be_saved_is_more_than_the_most(network):
+    found, _ = search(network, 1.0, lambda share: share, most=0.4)
+    assert 0.4 - 1 / 64 < found.plan.share <= 0.4
+    with pytest.raises(UserError, match="cannot be reached"):
+        search(network, 1.0, lambda share: share, most=0.0)

@@ -1,0 +1,89 @@
+"""Several rounds of pruning, on a network that was never trained."""
+
+import pytest
+import torch
+
+from psvit import pipeline
+from psvit.errors import UserError
+from psvit.models import create_model
+from psvit.pipeline import run
+from psvit.pruning import checkpoint
+
+OPTIONS = ("pruning=global", "finetune=none", "train=false", "measure.images=8")
+
+
+@pytest.fixture
+def pruned(config, tiny_run, tmp_path):
+    torch.manual_seed(0)
+    network = create_model(
+        "meta_spikeformer",
+        embed_dims=[8, 16, 16, 16],
+        num_heads=4,
+        strides=[2, 2, 2, 1, 1],
+        image_size=32,
+        num_classes=10,
+        time_steps=1,
+    )
+    checkpoint.save(network, tmp_path / "base")
+
+    def ran(*overrides):
+        options = (*tiny_run, *OPTIONS, f"ckpt_path={tmp_path}/base", *overrides)
+        folder = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
+        return run(config(*options), folder)["rows"]
+
+    return ran
+
+
+def test_each_round_saves_the_same_part_of_what_is_left(pruned):
+    rows = {
+        row["name"]: row["memory_saving"]
+        for row in pruned("pruning.rounds=3", "pruning.target_memory_saving=0.5")
+    }
+    names = ["global, round 1 of 3", "global, round 2 of 3", "global"]
+    # 1 - 0.5 ** (1 / 3) and 1 - 0.5 ** (2 / 3); no channel here is more than a hundredth
+    expected = [0.2063, 0.3700, 0.5]
+    for name, saving in zip(names, expected, strict=True):
+        assert saving <= rows[name] + 1e-4 < saving + 0.01
+
+
+def test_rounds_that_have_nothing_left_to_save_cut_nothing(pruned):
+    options = "pruning.target_memory_saving=0.0002"
+    (_, _, once), (_, _, first, *_, last) = pruned(options), pruned(options, "pruning.rounds=4")
+    assert last["name"] == "global" and first["name"] == "global, round 1 of 4"
+    assert once["parameters"] == first["parameters"] == last["parameters"]
+
+
+def refused(monkeypatch, option):
+    """Every round but the first."""
+    decide = pipeline.decide
+
+    def patched(stages, network, budget, number):
+        if number > 1:
+            raise UserError(option, 1, "is too much")
+        return decide(stages, network, budget, number)
+
+    monkeypatch.setattr(pipeline, "decide", patched)
+
+
+def test_the_accuracys_limit_ends_the_rounds(pruned, monkeypatch):
+    refused(monkeypatch, "pruning.max_accuracy_drop")
+    rows = pruned("pruning.rounds=3", "pruning.recovery=bn", "pruning.calibration_images=64")
+    assert [row["name"] for row in rows[-3:]] == [
+        "global, round 1 of 3",
+        "global, round 1 of 3 + recovery",
+        "global + recovery",
+    ]
+    same = ("top1", "parameters", "stage", "policy")
+    assert [rows[-1][key] for key in same] == [rows[-2][key] for key in same]
+
+
+def test_a_round_that_fails_leaves_the_table_of_those_before(pruned, monkeypatch, tmp_path):
+    refused(monkeypatch, "pruning.target_memory_saving")
+    with pytest.raises(UserError) as error:
+        pruned("pruning.rounds=3")
+    assert str(error.value) == (
+        "pruning.rounds=3: round 2 cannot do its part of what is left: "
+        "pruning.target_memory_saving=1: is too much"
+    )
+    (table,) = tmp_path.glob("run*/table.md")
+    assert "global, round 1 of 3" in table.read_text()
