@@ -1,6 +1,7 @@
 """Choices and options that do not exist, and the name that was meant."""
 
 import difflib
+import functools
 import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from hydra.utils import get_class
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from psvit.errors import UserError
 
@@ -26,6 +27,8 @@ TAKEN_OUT = re.compile(r"~((?:dataset|training|pruning|finetune|measure)\.[^=]+)
 LOCAL, EXPERIMENT = "local/default.yaml", "experiment"
 # what Hydra itself reads
 HYDRAS = ("defaults", "hydra")
+# whose options the classes know that they are made into: a network of the user's own, Lightning's
+OF_CLASSES = ("model", "trainer", "logger")
 # libyaml's is ten times as fast, where it is there
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -69,7 +72,18 @@ def check_files(arguments: Sequence[str], conf: Path = CONF) -> None:
             # a network of the user's own has options of its own
             own = ("model",) if "module" in (given.get("model") or {}) else ()
             given = {key: value for key, value in given.items() if key not in (*HYDRAS, *own)}
-            _check_names(given, _known(conf), "", f"conf/{name}")
+            _check_names(given, _known(conf), f"conf/{name}")
+
+
+def check_options(cfg: DictConfig) -> None:
+    """Raise a UserError for an option that no config has: ``+`` and ``++`` add any to a config.
+
+    Args:
+        cfg: the composed config. An option of another choice than its group's is taken.
+    """
+    given = OmegaConf.to_container(cfg)
+    ours = {name: value for name, value in given.items() if name not in OF_CLASSES}
+    _check_names(ours, _known(CONF))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -77,6 +91,7 @@ def _read(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+@functools.cache
 def _known(conf: Path) -> dict[str, Any]:
     """The options of every choice of every group, one inside the other."""
     known: dict[str, Any] = {}
@@ -84,7 +99,7 @@ def _known(conf: Path) -> dict[str, Any]:
         group, *_ = path.relative_to(conf).parts
         if group in ("local", EXPERIMENT, "hydra"):
             continue
-        found = _read(path)
+        found = {name: value for name, value in _read(path).items() if name not in HYDRAS}
         everywhere = path.parent == conf or "# @package _global_" in path.read_text()
         _add(known, found if everywhere else {group: found})
     return known
@@ -100,24 +115,30 @@ def _add(known: dict[str, Any], found: Mapping[str, Any]) -> None:
             known.setdefault(name, value)
 
 
-def _check_names(given: Mapping[str, Any], known: dict[str, Any], prefix: str, file: str) -> None:
-    for name, value in given.items():
-        option = f"{prefix}{name}"
-        if name not in known:
-            if _takes(known.get("_target_"), str(name)):
+def _check_names(given: Mapping[str, Any], known: dict[str, Any], file: str = "") -> None:
+    options = list(_names(known))
+
+    def check(given: Mapping[str, Any], known: dict[str, Any], prefix: str = "") -> None:
+        for name, value in given.items():
+            option = f"{prefix}{name}"
+            if name not in known:
+                if _takes(known.get("_target_"), str(name)):
+                    continue
+                meant = _nearest(option, options)
+                hint = f" (did you mean {meant}?)" if meant else ""
+                told = f"{file} sets it, and " if file else ""
+                raise UserError(option, value, f"{told}no config has it{hint}")
+            if not isinstance(known[name], dict):
                 continue
-            nearest = difflib.get_close_matches(str(name), known, 1)
-            hint = f" (did you mean {prefix}{nearest[0]}?)" if nearest else ""
-            raise UserError(option, value, f"{file} sets it, and no config has it{hint}")
-        if not isinstance(known[name], dict):
-            continue
-        if isinstance(value, dict):
-            # what an object takes is checked, not what its values are made of
-            if "_target_" not in known:
-                _check_names(value, known[name], f"{option}.", file)
-        elif not prefix:
-            right = f"choose one under `defaults:` with `- override /{option}: {value}`"
-            raise UserError(option, value, f"{file} sets a group to a value; {right}")
+            if isinstance(value, dict):
+                # what an object takes is checked, not what its values are made of
+                if "_target_" not in known:
+                    check(value, known[name], f"{option}.")
+            elif not prefix:
+                right = f"choose one under `defaults:` with `- override /{option}: {value}`"
+                raise UserError(option, value, f"{file} sets a group to a value; {right}")
+
+    check(given, known)
 
 
 def _takes(target: str | None, name: str) -> bool:

@@ -1,10 +1,11 @@
-"""Files that set options of any group: what no config has is refused, with the name meant."""
+"""Options that no config has, of files and of ``+``, are refused with the name meant."""
 
 import shutil
 
 import pytest
 import yaml
 
+from psvit.config import check_config
 from psvit.errors import UserError
 from psvit.suggest import CONF, check_files
 
@@ -67,3 +68,51 @@ def test_every_experiment_sets_what_there_is():
     files = sorted((CONF / "experiment").glob("*.yaml"))
     assert files
     check_files([f"experiment={','.join(path.stem for path in files)}"])
+
+
+@pytest.mark.parametrize(
+    ("added", "meant"),
+    [
+        ("++pruning.rond_to=4", "pruning.round_to"),
+        ("+pruning.sensitivity={image: 4}", "pruning.sensitivity.images"),
+        ("+training.max_epochs=4", "trainer.max_epochs"),
+        ("+dataset.augment.flip=4", "dataset.augment.hflip"),
+        ("+paths.cash_dir=4", "paths.cache_dir"),
+        ("+prunning=4", "pruning"),
+        ("+pruning.foo=4", None),
+        ("+pruning.sensitivity.foo=4", None),
+        ("+finetune.foo=4", None),
+        ("+training.foo=4", None),
+        ("+dataset.foo=4", None),
+        ("+measure.foo=4", None),
+        ("+foo=4", None),
+        # what Hydra alone reads
+        ("+defaults=4", None),
+    ],
+)
+def test_an_option_that_is_added_and_that_nothing_reads(config, added, meant):
+    option = added.strip("+").replace("={image: 4}", ".image=4")
+    hint = f" (did you mean {meant}?)" if meant else ""
+    with pytest.raises(UserError) as error:
+        check_config(config(added))
+    assert str(error.value) == f"{option}: no config has it{hint}"
+
+
+@pytest.mark.parametrize(
+    "added",
+    [
+        "+trainer.max_steps=9",
+        "+trainer.profiler={_target_: lightning.pytorch.profilers.SimpleProfiler}",
+        "+model.colour=1",
+        "+logger.wandb.entity=me",
+        "++pruning.round_to=4",
+        # of another choice of its group, of an option that is null elsewhere
+        "+pruning.ratio=0.3",
+        "+dataset.frames=4",
+        "+pruning.sensitivity={images: 8}",
+        "++pruning.target_saving={macs: 0.2}",
+    ],
+)
+def test_what_may_be_added(config, added):
+    cfg = config("pruning.budget=[memory,macs]", added)
+    check_config(cfg)

@@ -3,6 +3,7 @@
 from omegaconf import DictConfig, OmegaConf
 
 from psvit.errors import UserError
+from psvit.suggest import check_options
 
 SECTIONS = (
     *("model", "dataset", "dataset.augment", "training", "pruning", "finetune", "trainer"),
@@ -19,7 +20,8 @@ TRAINER = (
 
 
 def check_sections(cfg: DictConfig) -> None:
-    """Raise a UserError for a section or an option that was taken out, or a section of one value.
+    """Raise a UserError for a section or an option that was taken out, or a section of one value,
+    and for an option that was added and that nothing reads.
 
     Before any other check, as they ask for what is inside.
     """
@@ -36,3 +38,10 @@ def check_sections(cfg: DictConfig) -> None:
         for name in options:
             if name not in there:
                 raise UserError(f"{section}{name}", None, "is missing, and has to be there")
+    if "local" in cfg:
+        raise UserError(
+            "conf/local/default.yaml",
+            OmegaConf.to_container(cfg.local),
+            "has no effect: expected `# @package _global_` as its first line",
+        )
+    check_options(cfg)

@@ -12,12 +12,6 @@ from psvit.training.trainer import check_trainer
 
 def check_together(cfg: DictConfig) -> None:
     """Raise a UserError for the first value that is wrong beside the others."""
-    if "local" in cfg:
-        raise UserError(
-            "conf/local/default.yaml",
-            OmegaConf.to_container(cfg.local),
-            "has no effect: expected `# @package _global_` as its first line",
-        )
     if not cfg.train and cfg.ckpt_path is None:
         raise UserError("train", False, "expected a ckpt_path, the network that needs no training")
     groups = OmegaConf.select(cfg, "pruning.sensitivity.groups")
