@@ -70,6 +70,8 @@ WRONG = {
     "trainer._target_=os.system": "lightning.pytorch.Trainer",
     "trainer.max_steps=-5": "-1 (infinite steps)",
     "trainer.max_time=abc": "DD:HH:MM:SS",
+    "trainer.val_check_interval=1000": "trainer.check_val_every_n_epoch",
+    "trainer.val_check_interval=1.5": "(0, 1]",
     "trainer.fast_dev_run=-1": ">= 0",
     "trainer.overfit_batches=-1": "[0.0, 1.0]",
     "trainer.profiler=foo": "advanced",
@@ -108,6 +110,9 @@ WRONG = {
     "pruning.budget=[]": "memory",
     "pruning.max_accuracy_drop=-1": "[0, 100]",
     "pruning.rounds=0": "at least 1",
+    "pruning.rounds=101": "at most 100",
+    # memory would have run out behind all stages
+    "measure.batch_sizes=[1,300000000]": "at most 4096",
     "pruning.importance=l7": "l2",
     "pruning.kinds=[]": "hidden",
     "pruning.kinds=[conv]": "hidden",

@@ -30,12 +30,17 @@ TOGETHER = [
         ["trainer.check_val_every_n_epoch=4", "finetune.epochs=3", "finetune.keep=best"],
         "at most finetune.epochs=3",
     ),
+    (["+trainer.limit_val_batches=0", "training.keep=best"], "more than 0, as training.keep=best"),
+    (
+        ["+trainer.limit_val_batches=0.0", "finetune.keep=best"],
+        "more than 0, as finetune.keep=best",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("overrides", "expected"), TOGETHER)
 def test_values_that_are_wrong_together(config, overrides, expected):
-    with pytest.raises(UserError, match=f"{overrides[0]}: expected {expected}"):
+    with pytest.raises(UserError, match=f"{overrides[0].lstrip('+')}: expected {expected}"):
         check_config(config(*overrides))
     # each alone is right
     for override in overrides:

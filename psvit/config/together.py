@@ -50,6 +50,15 @@ def _check_trainer(cfg: DictConfig) -> None:
         raise UserError("compile", True, reason)
     if cfg.trainer.cuda_graphs:
         _check_graphs(cfg)
+    # how many batches an epoch has is known when the data is read: Lightning would tell later
+    interval = cfg.trainer.get("val_check_interval")
+    if interval is not None and not (isinstance(interval, float) and 0.0 < interval <= 1.0):
+        raise UserError(
+            "trainer.val_check_interval",
+            interval,
+            "expected a share of an epoch in (0, 1], as 0.5, or none of it and "
+            "trainer.check_val_every_n_epoch",
+        )
     check_trainer(cfg.trainer)
 
 
@@ -132,4 +141,10 @@ def _check_schedules(cfg: DictConfig) -> None:
                 "trainer.check_val_every_n_epoch",
                 every,
                 f"expected at most {option}={epochs}, as {group}.keep=best validates epochs",
+            )
+        if recipe.keep == "best" and cfg.trainer.get("limit_val_batches") == 0:
+            raise UserError(
+                "trainer.limit_val_batches",
+                cfg.trainer.limit_val_batches,
+                f"expected more than 0, as {group}.keep=best validates epochs",
             )

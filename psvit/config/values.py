@@ -148,7 +148,7 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda x: x is None or _number(0.0, 100.0)(x),
         "points in [0, 100], or null",
     ),
-    "pruning.rounds": (_whole(1), "a whole number of at least 1"),
+    "pruning.rounds": (_whole(1, 100), "a whole number of at least 1, at most 100"),
     "pruning.recovery": _one_of(RECOVERIES),
     "pruning.ridge": (_number(0.0, 1e3), "a number of at least 0"),
     "pruning.calibration_images": (_whole(1), "a whole number of at least 1"),
@@ -158,9 +158,10 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "pruning.protect": (_names, "a list of channel group patterns"),
     "pruning.name": _one_of(POLICIES),
     "measure.images": (_whole(1), "a whole number of at least 1"),
+    # measured at the very end: the memory for more may not be there
     "measure.batch_sizes": (
-        lambda x: isinstance(x, list) and len(x) > 0 and all(map(_whole(1), x)),
-        "a list of whole numbers of at least 1",
+        lambda x: isinstance(x, list) and len(x) > 0 and all(map(_whole(1, 4096), x)),
+        "a list of whole numbers of at least 1, at most 4096",
     ),
     "measure.repeats": (_whole(0), "a whole number of at least 0"),
     "measure.warmup": (_whole(0), "a whole number of at least 0"),
