@@ -19,7 +19,8 @@ CONFIG, STATE = "config.yaml", "run.json"
 # in a run's folder, the results of its stages, until all are done
 DONE = "stages"
 
-# a disk that is full or must not be written, and a folder that is none
+# a disk that is full or must not be written, a folder that is none, a name or a file that is more
+# than the file system takes
 _DISK = (
     errno.ENOSPC,
     errno.EDQUOT,
@@ -29,6 +30,8 @@ _DISK = (
     errno.EIO,
     errno.ENOTDIR,
     errno.EEXIST,
+    errno.ENAMETOOLONG,
+    errno.EFBIG,
 )
 
 
@@ -146,10 +149,13 @@ def of_the_disk(error: OSError) -> bool:
 def not_written(error: OSError, folder: Path | None = None) -> UserError:
     """What the system says of a file, in one line that tells how to go on."""
     goes_on = f", then go on with resume={folder}" if folder and (folder / CONFIG).exists() else ""
+    right = "a disk with room and a folder that can be written"
+    if error.errno == errno.ENAMETOOLONG:
+        right = "a shorter name"
     return UserError(
         "hydra.run.dir",
         error.filename or folder,
-        f"{error.strerror}; expected a disk with room and a folder that can be written{goes_on}",
+        f"{error.strerror}; expected {right}{goes_on}",
     )
 
 

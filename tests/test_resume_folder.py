@@ -206,3 +206,15 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, monkeypatch, capsys)
     (line,) = capsys.readouterr().err.splitlines()
     assert ended.value.code == 2
     assert line.startswith(f"hydra.run.dir={tmp_path}/file/run: Not a directory; expected")
+
+
+@pytest.mark.parametrize("option", ["hydra.run.dir={}/{}", "-m hydra.sweep.dir={}/{}"])
+def test_a_name_that_is_too_long_is_one_line(tmp_path, monkeypatch, capsys, option):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    given = option.format(tmp_path, "a" * 300).split()
+    monkeypatch.setattr("sys.argv", [str(RUN), *given])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(RUN), run_name="__main__")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2
+    assert line.endswith("aaa: File name too long; expected a shorter name")
