@@ -31,7 +31,7 @@ from psvit.resume import (
     stoppable,
 )
 from psvit.stored import resumed_arguments, stored_config
-from psvit.suggest import check_choices, check_files, did_you_mean
+from psvit.suggest import check_choices, check_files, did_you_mean, how_to_quote
 
 SHOW_TRACEBACK = "HYDRA_FULL_ERROR"
 FAILED = 2
@@ -117,7 +117,7 @@ def tell(error: Exception, prefix: str = "") -> int:
     """Print an error as one line; returns the exit code."""
     override = getattr(error, "override", None)
     where = f"{override}: " if override else ""
-    hint = missing_plugin(error) or did_you_mean(error, sys.argv[1:])
+    hint = missing_plugin(error) or how_to_quote(error) or did_you_mean(error, sys.argv[1:])
     print(f"{prefix}{where}{one_line(error)}{hint}", file=sys.stderr)
     return FAILED
 

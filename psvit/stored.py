@@ -29,7 +29,7 @@ def resumed_arguments(arguments: Sequence[str]) -> list[str]:
     given = [argument for argument in arguments if argument.startswith("resume=")]
     if not given:
         return list(arguments)
-    value = OverridesParser.create().parse_override(given[-1]).value()
+    value = OverridesParser.create().parse_overrides(given[-1:])[0].value()
     if value is None:
         return list(arguments)
     folder = Path(str(value)).absolute()

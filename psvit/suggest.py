@@ -4,6 +4,7 @@ import difflib
 import functools
 import inspect
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,12 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
@@ -48,7 +54,7 @@ def check_choices(arguments: Sequence[str]) -> None:
             raise UserError(name, value, "expected the name of an option before the =")
         if not (CONF / name).is_dir() or not value:
             continue
-        given = OverridesParser.create().parse_override(argument).value()
+        given = OverridesParser.create().parse_overrides([argument])[0].value()
         jobs = given.list if isinstance(given, ChoiceSweep) else [given]
         if any(each is None or isinstance(each, (bool, int, float)) for each in jobs):
             choices = sorted(path.stem for path in (CONF / name).glob("*.yaml"))
@@ -167,6 +173,25 @@ def did_you_mean(error: Exception, arguments: Sequence[str]) -> str:
         meant = _nearest(found[1] or found[2], _options(arguments))
         return f" (did you mean {meant}?)" if meant else ""
     return ""
+
+
+def how_to_quote(error: Exception) -> str:
+    """ " (put the value in quotes: …)" behind an argument that Hydra's grammar does not have, or ""
+    where quotes are not what it lacks."""
+    if not isinstance(error, OverrideParseException):
+        return ""
+    name, given, value = error.override.partition("=")
+    # an unfinished list or text was meant as one
+    if not given or value.startswith(("[", "{", "'", '"')):
+        return ""
+    escaped = value.replace('"', '\\"')
+    quoted = f'{name}="{escaped}"'
+    try:
+        if OverridesParser.create().parse_override(quoted).value() != value:
+            return ""
+    except HydraException:
+        return ""
+    return f" (put the value in quotes: {shlex.quote(quoted)})"
 
 
 def _nearest(option: str, options: Sequence[str]) -> str | None:

@@ -4,7 +4,9 @@ The whole config is composed once; a row of the table changes one value of it.
 """
 
 import copy
+import re
 import runpy
+import shlex
 
 import pytest
 import yaml
@@ -251,3 +253,27 @@ def test_nothing_is_made_up(command, option):
     (line,) = error.splitlines()
     assert code == 2 and option in line
     assert "did you mean" not in line and "expected one of" not in line
+
+
+@pytest.mark.parametrize("value", ["/tmp/a(1)", "/tmp/a=b", '/tmp/a "b" (c)', "it's (so)", "a: {b"])
+def test_how_to_quote_is_told_as_a_shell_and_hydra_read_it(command, config, value):
+    code, error = command(f"dataset.root={value}")
+    (line,) = error.splitlines()
+    assert code == 2 and line.startswith(f"dataset.root={value}: ")
+    (argument,) = shlex.split(re.search(r" \(put the value in quotes: (.+)\)$", line)[1])
+    assert config(argument).dataset.root == value
+
+
+@pytest.mark.parametrize("given", ["resume=/tmp/a(1)", "dataset=a(1)"])
+def test_how_to_quote_is_told_of_what_is_read_before_hydra(command, given):
+    code, error = command(given)
+    (line,) = error.splitlines()
+    name, _, value = given.partition("=")
+    assert code == 2 and line.startswith(f"{given}: ") and f"'{name}=\"{value}\"'" in line
+
+
+@pytest.mark.parametrize("given", ["tags=[a", "name", "na[me=3", "name='a"])
+def test_quotes_are_told_of_only_where_they_help(command, given):
+    code, error = command(given)
+    (line,) = error.splitlines()
+    assert code == 2 and given in line and "quotes" not in line
