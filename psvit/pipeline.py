@@ -12,7 +12,7 @@ from torch import nn
 
 from psvit.channels import Plan
 from psvit.compiled import compile_neurons
-from psvit.config import check_config
+from psvit.config import check_config, make_absolute
 from psvit.console import print_config, quiet_libraries
 from psvit.data import create_data
 from psvit.decide import decide, make_budget, round_budget
@@ -78,6 +78,8 @@ def _claimed_run(
 ) -> dict[str, Any]:
     quiet_libraries()
     check_config(cfg)
+    if not resumed:
+        make_absolute(cfg)
     if not cfg.train or "lr" not in cfg.finetune:
         cfg.finetune.epochs = 0
     if cfg.print_config:

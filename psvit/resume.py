@@ -10,6 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import yaml
 from filelock import FileLock, Timeout
 
 from psvit.errors import UserError
@@ -102,7 +103,8 @@ def claimed(folder: Path) -> Iterator[None]:
 def is_run_of(folder: Path, config: str) -> bool:
     """Whether the run in ``folder``, stopped or finished, is the one of ``config``, as YAML.
 
-    So a command that is said again, a multirun for instance, does what is not done yet.
+    So a command that is said again, a multirun for instance, does what is not done yet. What is
+    kept for other runs may lie elsewhere: ``paths.cache_dir`` depends on the working directory.
 
     Raises:
         FolderTaken: it is the run of another config, which is finished or has done something, or
@@ -116,7 +118,7 @@ def is_run_of(folder: Path, config: str) -> bool:
             reason = f"holds a folder {DONE}/, a run's own, and no run: expected another folder"
             raise FolderTaken("hydra.run.dir", folder, reason)
         return False
-    if stored.read_text(encoding="utf-8", errors="replace") == config:
+    if _alike(stored.read_text(encoding="utf-8", errors="replace"), config):
         return True
     if read_state(folder)["finished"]:
         raise FolderTaken(
@@ -133,6 +135,18 @@ def is_run_of(folder: Path, config: str) -> bool:
             "take another folder, or remove it",
         )
     return False
+
+
+def _alike(stored: str, config: str) -> bool:
+    if stored == config:
+        return True
+    try:
+        configs = [yaml.safe_load(text) for text in (stored, config)]
+        for each in configs:
+            del each["paths"]["cache_dir"]
+    except (yaml.YAMLError, LookupError, TypeError):
+        return False
+    return configs[0] == configs[1]
 
 
 def of_the_disk(error: OSError) -> bool:

@@ -1,5 +1,6 @@
 """A run that was stopped goes on with its stored config: ``python run.py resume=RUN_FOLDER``."""
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +33,7 @@ def resumed_arguments(arguments: Sequence[str]) -> list[str]:
     value = OverridesParser.create().parse_overrides(given[-1:])[0].value()
     if value is None:
         return list(arguments)
-    folder = Path(str(value)).absolute()
+    folder = Path(os.path.expanduser(str(value))).absolute()
     if not (folder / CONFIG).is_file():
         raise UserError("resume", value, f"expected the folder of a run, with its {CONFIG}")
     for argument in arguments:

@@ -2,9 +2,12 @@
 
 from omegaconf import DictConfig
 
+from psvit.config.paths import make_absolute
 from psvit.config.sections import check_sections
 from psvit.config.together import check_together
 from psvit.config.values import check_values
+
+__all__ = ["check_config", "make_absolute"]
 
 
 def check_config(cfg: DictConfig) -> None:
