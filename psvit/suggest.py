@@ -88,7 +88,9 @@ def check_options(cfg: DictConfig) -> None:
         cfg: the composed config. An option of another choice than its group's is taken.
     """
     given = OmegaConf.to_container(cfg)
-    ours = {name: value for name, value in given.items() if name not in OF_CLASSES}
+    # Hydra's own section is there where it was asked for
+    others = ("hydra", *OF_CLASSES)
+    ours = {name: value for name, value in given.items() if name not in others}
     _check_names(ours, _known(CONF))
 
 
