@@ -66,6 +66,19 @@ class ChannelGroup:
         )
 
 
+def first_weight(model: Any, paths: Iterable[str]) -> str:
+    """The first of ``paths`` in ``model`` that has a weight: a batch norm may have none.
+
+    Raises:
+        UserError: no module there has one.
+    """
+    paths = tuple(paths)
+    for path in paths:
+        if getattr(model.get_submodule(path), "weight", None) is not None:
+            return path
+    raise UserError("producers", list(paths), "expected a layer with a weight among them")
+
+
 class Plan(Mapping[str, tuple[int, ...]]):
     """For each channel group the indices kept, ascending; a group not named is kept whole.
 

@@ -80,10 +80,9 @@ class SpikingAttention(nn.Module):
         return Ports(sum(reads, ()), self._outputs("projection"))
 
     def _outputs(self, *names: str) -> tuple[str, ...]:
-        """The modules that make the output channels of these projections: less the folded BNs."""
+        """The modules that make the output channels of these projections."""
         ports = (getattr(self, name).residual_ports().within(name) for name in names)
-        writes = sum((port.writes for port in ports), ())
-        return tuple(path for path in writes if hasattr(self.get_submodule(path), "weight"))
+        return sum((port.writes for port in ports), ())
 
     def _width(self, name: str) -> int:
         return self.get_submodule(self._outputs(name)[0]).out_channels

@@ -1,6 +1,9 @@
 """What every spiking transformer here is: a chain of segments that knows its channel groups."""
 
 import copy
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Self
 
 from spikingjelly.activation_based.neuron import BaseNode
@@ -72,16 +75,20 @@ class SpikingTransformer(nn.Module):
         return self.run(self.encode(x))
 
     def channel_groups(self) -> dict[str, ChannelGroup]:
-        """All channel groups, by readable name: those inside blocks, then those between them."""
+        """All channel groups, by readable name: those inside blocks, then those between them.
+
+        Where ``optimize_for_inference`` has folded a batch norm, its convolution stands for it.
+        """
         groups: dict[str, ChannelGroup] = {}
-        for path, module in self.named_modules():
+        modules = dict(self.named_modules())
+        for path, module in modules.items():
             if path and hasattr(module, "channel_groups"):
                 for group in module.channel_groups():
                     group = group.within(path)
                     groups[group.name] = group
         for group in stream_groups(self, self.segments()):
             groups[group.name] = group
-        return groups
+        return {name: _as_folded(group, modules) for name, group in groups.items()}
 
     def init_weights(self, branch_gain: float = 1.5, branch_bias: float = 0.3) -> None:
         """Kaiming-normal convolutions, and batch norms that make neurons fire from the first batch.
@@ -101,16 +108,34 @@ class SpikingTransformer(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.BatchNorm2d):
+            elif isinstance(module, nn.BatchNorm2d) and module.affine:
                 nn.init.constant_(module.weight, 1.5)
                 nn.init.constant_(module.bias, 0.3)
         for segment in self.segments().values():
             ports = segment.residual_ports() if hasattr(segment, "residual_ports") else Ports()
             for path in ports.writes if ports.residual else ():
                 module = segment.get_submodule(path)
-                if isinstance(module, nn.BatchNorm2d):
+                if isinstance(module, nn.BatchNorm2d) and module.affine:
                     nn.init.constant_(module.weight, branch_gain)
                     nn.init.constant_(module.bias, branch_bias)
+
+
+def _as_folded(group: ChannelGroup, modules: Mapping[str, nn.Module]) -> ChannelGroup:
+    """The group, with a batch norm that is folded named by its convolution (``batch_norms``)."""
+
+    def named(path: str) -> str:
+        block, _, name = path.rpartition(".")
+        if isinstance(modules.get(path), nn.Identity):
+            for convolution, batch_norm in getattr(modules[block], "batch_norms", ()):
+                if batch_norm == name:
+                    return f"{block}.{convolution}"
+        return path
+
+    return replace(
+        group,
+        producers=tuple(dict.fromkeys(map(named, group.producers))),
+        silenced=tuple(dict.fromkeys(map(named, group.silenced))),
+    )
 
 
 def spread_drop_path(rate: float, blocks: int) -> list[float]:
@@ -130,7 +155,7 @@ def _deep_copy(module: nn.Module, memo: dict[int, Any]) -> Any:
     for name, value in vars(module).items():
         if name == "_modules":
             value = {path: _child_copy(child, memo) for path, child in value.items()}
-        elif isinstance(value, dict) and not value:
+        elif type(value) in (dict, OrderedDict) and not value:
             value = type(value)()
         elif not isinstance(value, bool | int | float | str | None):
             value = copy.deepcopy(value, memo)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from psvit.channels import ChannelGroup
+from psvit.channels import ChannelGroup, first_weight
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def _between(
     model: nn.Module, opener: str, blocks: list[str], parts: list[Ports], taken: set[str]
 ) -> ChannelGroup:
     ports = Ports.joined(parts)
-    size = model.get_submodule(ports.writes[0]).weight.shape[0]
+    size = model.get_submodule(first_weight(model, ports.writes)).weight.shape[0]
     if not blocks:
         return ChannelGroup(f"{opener}.hidden", "hidden", size, ports.writes, ports.reads)
     stage = blocks[-1].rpartition(".")[0] or opener

@@ -189,9 +189,9 @@ def _over_readers(values: Tensor, group: ChannelGroup) -> Tensor:
 
 def _filters(model: nn.Module, group: ChannelGroup, scope: str) -> Sequence[Tensor]:
     """The filters ``[group.size, weights]`` of each convolution and linear layer in scope."""
-    weights = [model.get_submodule(path).weight.detach() for path in group.producers]
-    # norms scale a channel; they are no filters
-    filters = in_scope([weight for weight in weights if weight.dim() > 1], scope)
+    weights = [model.get_submodule(path).weight for path in group.producers]
+    # norms scale a channel, or not even that; they are no filters
+    filters = in_scope([w.detach() for w in weights if w is not None and w.dim() > 1], scope)
     return [weight.double().cpu().reshape(group.size, -1) for weight in filters]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from psvit.channels import ChannelGroup, Plan
+from psvit.channels import ChannelGroup, Plan, first_weight
 from psvit.errors import UserError
 from psvit.pruning.calibration import SCOPES, Batches
 from psvit.pruning.importance import IMPORTANCES, STATISTICS, random
@@ -183,8 +183,9 @@ class Ranking:
 
 
 def _channels(model: nn.Module, group: ChannelGroup) -> int:
-    """Channels of one unit, in the first producer."""
-    return model.get_submodule(group.producers[0]).weight.shape[0] // group.size
+    """Channels of one unit, in the first producer with a weight."""
+    producer = first_weight(model, group.producers)
+    return model.get_submodule(producer).weight.shape[0] // group.size
 
 
 def _prunable(

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from psvit.channels import ChannelGroup, Plan
+from psvit.channels import ChannelGroup, Plan, first_weight
 from psvit.errors import UserError
+from psvit.neurons import reset_state
 
 # (module path, axis of its weight) -> indices kept
 Cuts = dict[tuple[str, int], list[int]]
@@ -18,7 +19,9 @@ OUTPUT, INPUT = 0, 1
 
 
 def prune(model: nn.Module, plan: Plan) -> nn.Module:
-    """Return a new, physically smaller network; ``model`` is left as it is.
+    """Return a new, physically smaller network.
+
+    ``model`` is left as it is, but for its membrane potentials: they are reset.
 
     Args:
         model: a network with ``channel_groups()``.
@@ -27,6 +30,8 @@ def prune(model: nn.Module, plan: Plan) -> nn.Module:
     Raises:
         UserError: the plan does not fit the network's channel groups.
     """
+    # a potential of a training step carries gradients, which cannot be copied
+    reset_state(model)
     return prune_(copy.deepcopy(model), plan)
 
 
@@ -83,7 +88,8 @@ def masked(
     looking them up may take as long as running a small network.
 
     Raises:
-        UserError: the plan does not fit the network's channel groups.
+        UserError: the plan does not fit the network's channel groups, or a module that a group
+            silences has nothing that could be set to zero.
     """
     groups = model.channel_groups() if groups is None else groups
     plan.check(groups)
@@ -94,10 +100,8 @@ def masked(
                 group = groups[name]
                 removed = sorted(set(range(group.size)) - set(kept))
                 for path in group.masked_modules if removed else ():
-                    module = model.get_submodule(path)
                     axis = OUTPUT if group.silenced else INPUT
-                    silenced = group.silenced and module.parameters(recurse=False)
-                    for tensor in silenced or (module.weight,):
+                    for tensor in _masked_tensors(model.get_submodule(path), path, group):
                         saved.append((tensor, tensor.detach().clone()))
                         zeroed = expand_units(removed, group.size, tensor.shape[axis])
                         tensor.index_fill_(axis, torch.tensor(zeroed, device=tensor.device), 0.0)
@@ -106,6 +110,16 @@ def masked(
         with torch.no_grad():
             for tensor, original in reversed(saved):
                 tensor.copy_(original)
+
+
+def _masked_tensors(module: nn.Module, path: str, group: ChannelGroup) -> list[Tensor]:
+    if not group.silenced:
+        return [module.weight]
+    tensors = list(module.parameters(recurse=False))
+    if not tensors:
+        reason = "expected a module with a weight: nothing else can be set to zero"
+        raise UserError(f"{group.name}.silenced", path, reason)
+    return tensors
 
 
 def plan_cuts(model: nn.Module, plan: Plan) -> Cuts:
@@ -123,11 +137,18 @@ def _cut_axes(model: nn.Module, group: ChannelGroup) -> list[tuple[str, int, int
     """(module path, axis, length) of every axis that holds the group's channels."""
     ends = ((group.producers, OUTPUT), (group.consumers, INPUT))
     return [
-        (path, axis, module.weight.shape[axis])
+        (path, axis, _length(module, axis))
         for paths, axis in ends
         for path, module in ((path, model.get_submodule(path)) for path in paths)
-        if not isinstance(module, nn.Identity)  # a folded batch norm
+        if not isinstance(module, nn.Identity)  # a batch norm that was left out
     ]
+
+
+def _length(module: nn.Module, axis: int) -> int:
+    if module.weight is None:
+        # a batch norm that is not affine has statistics alone
+        return module.num_features
+    return module.weight.shape[axis]
 
 
 def _cuts(
@@ -163,7 +184,7 @@ def compose(model: nn.Module, first: Plan, second: Plan) -> Plan:
     for name in {**first, **second}:
         group = groups[name]
         left = list(range(group.size))
-        producer = group.producers[0]
+        producer = first_weight(model, group.producers)
         if (producer, OUTPUT) in cuts:
             # another group may have cut the same channels: a removed head takes its channels along
             run = model.get_submodule(producer).weight.shape[OUTPUT] // group.size

@@ -1,8 +1,9 @@
 """docs/own_network.md, taken at its word."""
 
+import copy
 import re
 import sys
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from functools import partial
 from pathlib import Path
 
@@ -100,6 +101,15 @@ def test_two_streams_of_a_stage_have_names_of_their_own():
     groups = Spread().channel_groups()
     streams = {name: group.size for name, group in groups.items() if group.kind == "stream"}
     assert streams == {"stage1.stream": 8, "stage1.down.stream": 16}
+
+
+def test_a_copy_has_what_a_network_keeps_of_its_own():
+    network = Spread()
+    network.seen, network.order = defaultdict(list), OrderedDict()
+    copied = copy.deepcopy(network)
+    copied.seen["a"].append(1)
+    assert copied.seen == {"a": [1]} and not network.seen
+    assert type(copied.order) is OrderedDict and copied.order is not network.order
 
 
 def test_a_config_from_outside_the_package(folder):

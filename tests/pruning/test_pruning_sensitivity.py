@@ -6,6 +6,7 @@ import json
 import pandas as pd
 import pytest
 import torch
+from own import QueryBlock, alive
 from plans import same_bits
 
 from psvit.channels import KINDS, ChannelGroup, Plan
@@ -192,3 +193,17 @@ def test_a_group_that_can_lose_nothing_is_refused(size, heads):
     narrow = ChannelGroup("narrow", "value", size, (), heads=heads)
     with pytest.raises(UserError, match="pruning.protect=narrow: .*can lose none"):
         grid_points(Narrow(wide, narrow), [0.1])
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_a_query_whose_batch_norm_is_folded_is_cut_too(affine, images, labels, tmp_path):
+    network, batches = alive(QueryBlock(8, affine)), [(images, labels)]
+    ranking = Ranking(network, kinds=["query_key"])
+    table = measure_sensitivity(network, batches, [0.5, 0.8], ranking, tmp_path / "s.csv", CPU)
+    (name,) = ranking.groups
+    for row in table.itertuples():
+        pruned = prune(network, ranking.plan({name: row.removed}))
+        expected = evaluate(pruned, batches, CPU, network)
+        assert expected.kl > 1e-4
+        # what the file's digits can hold
+        assert abs(row.kl - expected.kl) <= 0.5e-6 + 1e-9

@@ -5,13 +5,19 @@ import random
 
 import pytest
 import torch
+from own import QueryBlock, alive
 from plans import logits, random_plan, random_units, same_bits
+from spikingjelly.activation_based import neuron
 from torch import nn
 
 from psvit.channels import KINDS, Plan
 from psvit.errors import UserError
+from psvit.inference import optimize_for_inference
+from psvit.models.blocks import MLP, Downsample
+from psvit.models.ports import Ports
 from psvit.pruning import masked, prune, pruned_parameters
-from psvit.pruning.surgery import ParameterCounter, expand_units
+from psvit.pruning.ranking import Ranking
+from psvit.pruning.surgery import ParameterCounter, compose, expand_units
 
 EXACT = 1e-9
 
@@ -221,3 +227,54 @@ def test_a_plan_of_another_network(network, apply, name, kept, message):
     with pytest.raises(UserError, match=message):
         apply(network, plan)
     assert same_bits(network.state_dict(), before)
+
+
+# --- networks of one's own
+
+
+def test_what_cannot_be_silenced_is_told():
+    network = alive(QueryBlock(8, affine=False))
+    (name,) = [name for name in network.channel_groups() if name.endswith("query")]
+    with (
+        pytest.raises(UserError, match=r"query\.silenced=stage1\.0\.query_bn: .*with a weight"),
+        masked(network, Plan({name: range(4)})),
+    ):
+        pass
+    # nothing is removed: nothing need be silenced
+    with masked(network, Plan({name: range(8)})):
+        pass
+
+
+class BatchNormFirst(Downsample):
+    def residual_ports(self):
+        return Ports(writes=("bn", "conv"), residual=False)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("folded", [True, False])
+def test_a_batch_norm_named_first_may_have_no_weight(affine, folded, images):
+    stem = BatchNormFirst(3, 8, kernel_size=3, stride=4)
+    stem.bn = nn.BatchNorm2d(8, affine=affine)
+    whole = alive(MLP(8, 12), stem=stem)
+    network = optimize_for_inference(whole) if folded else whole
+    assert folded == isinstance(network.stem.bn, nn.Identity)
+    kept = [1, 2, 3, 6, 7]
+    plan = Plan({"stage1.stream": kept})
+    both_ways(network, plan, images[:3])
+    pruned = prune(network, plan)
+    assert torch.equal(pruned.stem.conv.weight, network.stem.conv.weight[kept])
+    if not folded:
+        assert torch.equal(pruned.stem.bn.running_var, network.stem.bn.running_var[kept])
+        assert pruned.stem.bn.num_features == 5
+    assert pruned_parameters(network, plan) == sum(p.numel() for p in pruned.parameters())
+    then = Ranking(pruned, "l2", kinds=["stream"]).plan({"stage1.stream": 2})
+    left = [kept[unit] for unit in then["stage1.stream"]]
+    assert compose(network, plan, then) == {"stage1.stream": tuple(left)}
+
+
+def test_a_network_can_be_cut_behind_a_training_step(images):
+    network = alive(MLP(8, 12, neuron=lambda: neuron.LIFNode(step_mode="m"))).train()
+    network(images).sum().backward()
+    kept = [0, 1]
+    pruned = prune(network, Plan({"stage1.0.hidden": kept}))
+    assert torch.equal(pruned.stage1[0].conv1.weight, network.stage1[0].conv1.weight[kept])
