@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from psvit.channels import ChannelGroup
 from psvit.errors import UserError
 from psvit.neurons import reset_state
+from psvit.pruning.image_axis import per_image, shapes_of_others
 
 # (images [B, C, H, W] or [B, T, C, H, W], labels [B])
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -67,35 +68,47 @@ def gradients(
     """
     groups = list(groups)
     sums = {group.name: Gates(_zeros(group.size), _zeros(group.size)) for group in groups}
+    # a batch norm that is not affine has no parameters
+    producers = {
+        group.name: in_scope([p for p in group.producers if _has_parameters(model, p)], scope)
+        for group in groups
+    }
     outputs: dict[str, Tensor] = {}
 
     def watch(path: str) -> Callable:
         # with nothing but frozen parameters before it, the output is where the graph begins
         return lambda _module, _args, y: outputs.update({path: y.requires_grad_()})
 
-    paths = {path for group in groups for path in in_scope(group.producers, scope)}
+    paths = {path for names in producers.values() for path in names}
     with (
         _as_it_was(model, device) as place,
         _hooks(model.get_submodule(path).register_forward_hook(watch(path)) for path in paths),
         torch.enable_grad(),
     ):
         for images, labels in batches:
-            outputs.clear()
-            loss = F.cross_entropy(model(images.to(place)), labels.to(place), reduction="sum")
+            images = images.to(place)
+            others = shapes_of_others(model, images, outputs)
+            loss = F.cross_entropy(model(images), labels.to(place), reduction="sum")
             found = torch.autograd.grad(loss, list(outputs.values()), materialize_grads=True)
             gates = {
-                path: _per_image(gradient.double() * y.detach().double(), len(labels), model, path)
+                path: per_image(
+                    gradient.double() * y.detach().double(),
+                    others[path],
+                    len(labels),
+                    model,
+                    path,
+                ).cpu()
                 for (path, y), gradient in zip(outputs.items(), found, strict=True)
             }
             for group in groups:
-                per_image = sum(
+                sampled = sum(
                     gates[path].unflatten(1, (group.size, -1)).sum(2)
-                    for path in in_scope(group.producers, scope)
+                    for path in producers[group.name]
                     # a module may be kept for its checkpoint and never run
                     if path in gates
                 )
-                sums[group.name].total += per_image.sum(0)
-                sums[group.name].squares += per_image.square().sum(0)
+                sums[group.name].total += sampled.sum(0)
+                sums[group.name].squares += sampled.square().sum(0)
                 sums[group.name].images += len(labels)
     return sums
 
@@ -152,9 +165,9 @@ def readers(group: ChannelGroup, scope: str = "all") -> Sequence[str]:
     found = group.consumers or group.neurons
     if not found:
         raise UserError(
-            "pruning.importance",
+            "channel_groups",
             group.name,
-            "the channel group names neither consumers nor neurons: nothing can be calibrated",
+            "the group names neither consumers nor neurons: nothing can be calibrated or estimated",
         )
     return in_scope(found, scope)
 
@@ -226,11 +239,8 @@ def channel_maps(module: nn.Module, x: Tensor) -> Tensor:
     return x.flatten(0, -4)
 
 
-def _per_image(y: Tensor, images: int, model: nn.Module, path: str) -> Tensor:
-    """A layer's output ``[T · B, C, ...]`` (linear: ``[T · B, ..., C]``) summed to ``[B, C]``."""
-    if isinstance(model.get_submodule(path), nn.Linear):
-        y = y.movedim(-1, 1)
-    return y.reshape(-1, images, y.shape[1], y[0, 0].numel()).sum((0, 3)).cpu()
+def _has_parameters(model: nn.Module, path: str) -> bool:
+    return next(model.get_submodule(path).parameters(recurse=False), None) is not None
 
 
 def _zeros(size: int) -> Tensor:

@@ -26,6 +26,8 @@ from torch import Tensor, nn
 from psvit.channels import ChannelGroup
 from psvit.files import write_json, write_text
 from psvit.neurons import reset_state
+from psvit.pruning.calibration import readers
+from psvit.pruning.image_axis import per_image, shapes_of_others
 from psvit.pruning.ranking import Ranking
 from psvit.pruning.sensitivity.measure import Batches, measure_candidates
 from psvit.pruning.sensitivity.processes import rank_and_world
@@ -131,20 +133,26 @@ def log_odds_effects(
         groups: what to look at.
         images: ``[B, C, H, W]`` or ``[B, T, C, H, W]``.
         labels: ``[B]``.
+
+    Raises:
+        UserError: a group that nothing reads.
     """
     groups = list(groups)
     # a query is read by a product, and no module: its spikes stand for what is read
-    readers = {group.name: group.consumers or group.neurons[:1] for group in groups}
+    read_by = {
+        group.name: readers(group, "all" if group.consumers else "first") for group in groups
+    }
     maps: dict[str, Tensor] = {}
     with ExitStack() as stack, torch.enable_grad():
-        for path in {path for paths in readers.values() for path in paths}:
+        for path in {path for paths in read_by.values() for path in paths}:
             module = model.get_submodule(path)
             if hasattr(module, "weight"):
                 handle = module.register_forward_pre_hook(partial(_keep_input, maps, path))
             else:
                 handle = module.register_forward_hook(partial(_keep_output, maps, path))
             stack.callback(handle.remove)
-        logits = model.eval()(images)
+        shapes = shapes_of_others(model.eval(), images, maps)
+        logits = model(images)
         others = logits.scatter(1, labels.unsqueeze(1), -torch.inf).logsumexp(1)
         log_odds = logits.gather(1, labels.unsqueeze(1)).squeeze(1) - others
         slopes = torch.autograd.grad(log_odds.sum(), list(maps.values()), materialize_grads=True)
@@ -152,17 +160,16 @@ def log_odds_effects(
     effects = {}
     for (path, x), slope in zip(maps.items(), slopes, strict=True):
         product = (x.detach() * slope).double()
-        if isinstance(model.get_submodule(path), nn.Linear):
-            product = product[..., None, None]
-        # [T, B, C, H, W] or [T · B, C, H, W]
-        product = product.flatten(0, -4)
-        effects[path] = product.unflatten(0, (-1, len(labels))).sum((0, 3, 4))
+        effects[path] = per_image(product, shapes[path], len(labels), model, path)
     return {
         # a module may be kept for its checkpoint and never run
         group.name: sum(
-            effects[path].unflatten(1, (group.size, -1)).sum(2)
-            for path in readers[group.name]
-            if path in effects
+            (
+                effects[path].unflatten(1, (group.size, -1)).sum(2)
+                for path in read_by[group.name]
+                if path in effects
+            ),
+            start=logits.new_zeros(len(labels), group.size, dtype=torch.float64),
         )
         for group in groups
     }

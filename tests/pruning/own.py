@@ -1,6 +1,7 @@
 """Networks as docs/own_network.md describes them, of blocks that no family here has."""
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from psvit.channels import ChannelGroup
@@ -48,6 +49,36 @@ class QueryBlock(nn.Module):
 
     def residual_ports(self):
         return Ports(("query", "value"), ("project", "project_bn"))
+
+
+class LinearHead(nn.Module):
+    """Two linear layers over 2 x 2 tokens; ``layout`` says in what shape they read them."""
+
+    LAYOUTS = ("[T, B, C]", "[T, B, N, C]", "[T · B, N, C]", "[B, N, C]", "[B, C]")
+
+    def __init__(self, layout):
+        super().__init__()
+        self.layout = layout
+        self.fc1, self.fc2 = nn.Linear(8, 6), nn.Linear(6, 5)
+
+    def forward(self, x):
+        tokens = F.adaptive_avg_pool2d(x.flatten(0, 1), 2).flatten(2).mT
+        if self.layout != "[T · B, N, C]":
+            tokens = tokens.unflatten(0, x.shape[:2])
+        if self.layout in ("[T, B, C]", "[B, C]"):
+            tokens = tokens.mean(2)
+        if self.layout in ("[B, N, C]", "[B, C]"):
+            tokens = tokens.mean(0)
+        y = self.fc2(self.fc1(tokens).tanh())
+        # steps first, images behind them
+        y = y.reshape(-1, x.shape[1], y.shape[-2] if "N" in self.layout else 1, 5)
+        return y.mean((0, 2))
+
+    def channel_groups(self):
+        return [ChannelGroup("hidden", "hidden", self.fc1.out_features, ("fc1",), ("fc2",))]
+
+    def residual_ports(self):
+        return Ports(reads=("fc1",), residual=False)
 
 
 class Own(SpikingTransformer):

@@ -2,13 +2,17 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from own import QueryBlock, alive
 from plans import same_bits
 from tiny import Smooth
+from torch import nn
 
+from psvit.errors import UserError
 from psvit.pruning import masked
 from psvit.pruning.allocation.decision import cost_curves
 from psvit.pruning.estimate import (
@@ -109,6 +113,19 @@ def test_a_silent_group_is_predicted_to_cost_nothing(network, images, labels):
         masked_logits = network(images)
     with torch.no_grad():
         assert torch.equal(masked_logits, network(images))
+
+
+def test_a_group_that_nothing_reads(images, labels):
+    network = alive(QueryBlock(8))
+    group = network.channel_groups()["stage1.0.query"]
+    with pytest.raises(UserError, match="query: .*neither consumers nor neurons"):
+        log_odds_effects(network, [replace(group, neurons=())], images, labels)
+    # kept for a checkpoint, never run
+    network.stage1[0].unused = nn.Conv2d(8, 8, 1)
+    unread = replace(group, name="unread", consumers=("stage1.0.unused",))
+    effects = log_odds_effects(network, [group, unread], images, labels)
+    assert effects["unread"].shape == (11, 8) and not effects["unread"].any()
+    assert effects[group.name].any()
 
 
 def test_where_nothing_can_be_cut_nothing_is_correlated():
