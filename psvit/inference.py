@@ -34,7 +34,7 @@ def optimize_for_inference(model: nn.Module, packed: bool = False) -> nn.Module:
       one 3x3 convolution: that takes 9 in·out multiplications a pixel where the chain takes
       hidden·(in + 9 + out), so of every network here more than four times as many.
     - Convolutions are in channels-last memory order, and 1x1 convolutions go to the library that
-      is the fastest for their size (``Pointwise``).
+      is the fastest for their size (``Convolution``).
 
     Modules keep their paths and the network its channel groups, so that a plan masks the copy as
     it masks ``model``. ``model`` is left as it is, but for its membrane potentials: they are reset.
