@@ -18,6 +18,7 @@ from psvit.models.official import load_official, read_checkpoint
 from psvit.processes import world_size
 from psvit.pruning import checkpoint
 from psvit.pruning.allocation import COUNTED, Budget, large_groups, make_meter
+from psvit.pruning.calibration import gradients, readers
 from psvit.pruning.importance import STATISTICS
 from psvit.pruning.ranking import Ranking
 from psvit.pruning.recovery import SOLVING
@@ -266,6 +267,10 @@ def check_pruning(cfg: DictConfig, data: ImageData, network: nn.Module) -> None:
         )
     # how many channels may go does not depend on which: the cheapest importance answers
     ranking = rank_channels(cfg, data, network, importance="random")
+    reading = STATISTICS.get(pruning.importance, gradients) is not gradients
+    if reading or pruning.sensitivity.method == "estimated":
+        for group in ranking.groups.values():
+            readers(group)
     grid_points(ranking, [pruning.get("ratio", 0.0), *pruning.ratios])
     counted = {
         name: share

@@ -1,5 +1,6 @@
 """Stages on networks that were never trained: what is compared, noted, read and refused."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -97,6 +98,20 @@ def test_a_target_is_refused_where_the_policy_cannot_reach_it(stages, options, m
         check_pruning(found.cfg, found.data, found.base)
         return
     with pytest.raises(UserError, match=r"pruning\.target_memory_saving=0\.5: cannot be reached"):
+        check_pruning(found.cfg, found.data, found.base)
+
+
+@pytest.mark.parametrize(
+    "option", ["pruning.importance=firing_rate", "pruning.sensitivity.method=estimated"]
+)
+def test_a_group_that_nothing_reads_is_told_before_training(stages, option, monkeypatch):
+    found = stages("pruning=fine_grained", "pruning.calibration_images=64", option)
+    check_pruning(found.cfg, found.data, found.base)
+    groups = found.base.channel_groups()
+    name, group = next((name, group) for name, group in groups.items() if group.silenced)
+    groups[name] = replace(group, neurons=())
+    monkeypatch.setattr(found.base, "channel_groups", lambda: groups)
+    with pytest.raises(UserError, match=f"{name}: the group names neither consumers nor neurons"):
         check_pruning(found.cfg, found.data, found.base)
 
 
