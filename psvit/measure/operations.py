@@ -1,7 +1,7 @@
 """Operations of a network, layer by layer: dense multiply-accumulates, and accumulates of spikes.
 
 MACs take every input for dense: convolutions, linear layers and the products of attention, at
-every time step; what precedes the first neuron is computed once. Element-wise work is not counted.
+every time step; a first segment without neurons is computed once. Element-wise work is not counted.
 
 Synaptic operations (SOPs) are a layer's MACs times the mean number of spikes of its input, that is
 firing rate x T x FLOPs, with T counted once: in the MACs. A layer whose input is not spikes (the
@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from torch.utils.module_tracker import ModuleTracker
+
+from psvit.measure.spikes import SpikeTensors
 
 # Horowitz, ISSCC 2014: 45 nm, 32-bit floating point; what the papers of this field use
 MAC_PJ = 4.6
@@ -69,12 +71,13 @@ def count_operations(network: nn.Module, images: Tensor) -> pd.DataFrame:
         the input is not spikes), ``sops`` (all steps together).
     """
     counter = _Counter()
-    first, steps = _time(network, images)
+    once, steps = _time(network, images)
+    if images.dim() == 5:
+        # events, where they are whole numbers; a still image has pixels
+        counter.spikes.add(images)
     with ExitStack() as stack:
         tracker = stack.enter_context(ModuleTracker())
         counter.where = lambda: _innermost(tracker.parents, type(network).__name__)
-        if first is not None:
-            counter.sees_pixels = lambda layer: f"{layer}.".startswith(f"{first}.")
         for neuron in network.modules():
             if isinstance(neuron, BaseNode):
                 stack.enter_context(neuron.register_forward_hook(counter.follow))
@@ -89,7 +92,7 @@ def count_operations(network: nn.Module, images: Tensor) -> pd.DataFrame:
             {
                 "layer": layer,
                 "input": "integer" if work.integer else "spikes" if spiking else "real",
-                "steps": 1 if counter.sees_pixels(layer) else steps,
+                "steps": 1 if f"{layer}.".startswith(once) else steps,
                 "macs": work.macs / len(images),
                 "real_macs": work.real_macs / len(images),
                 "rate": work.sops / spiking if spiking else nan,
@@ -144,14 +147,12 @@ class _Spikes:
 class _Counter(TorchDispatchMode):
     def __init__(self):
         super().__init__()
-        # what a spike is worth in the output of the neuron that ran last: 1, or 1 / norm
-        self.norm = 1.0
+        self.spikes = SpikeTensors()
         self.layers: dict[str, _Work] = {}
         self.where: Callable[[], str] = str
-        self.sees_pixels: Callable[[str], bool] = lambda layer: False
 
-    def follow(self, neuron: BaseNode, _inputs, _output) -> None:
-        self.norm = getattr(neuron, "norm", 1.0)
+    def follow(self, neuron: BaseNode, _inputs, output: Tensor) -> None:
+        self.spikes.add(output, getattr(neuron, "norm", 1.0))
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
@@ -159,8 +160,7 @@ class _Counter(TorchDispatchMode):
         if packet in _OPERANDS and packet in flop_registry:
             macs = flop_registry[packet](*args, **(kwargs or {}), out_val=out) // 2
             layer = self.where()
-            operands = [] if self.sees_pixels(layer) else _OPERANDS[packet]
-            found = [self._spikes(args[index]) for index in operands]
+            found = [self._read(args[index]) for index in _OPERANDS[packet]]
             # an accumulate for each spike of the sparser operand; where one is a sum of spikes, of
             # the other
             spikes = min(filter(None, found), key=lambda x: (x.integer, x.rate), default=None)
@@ -172,22 +172,28 @@ class _Counter(TorchDispatchMode):
                 work.sops += macs * spikes.rate
                 work.active += macs * spikes.active
                 work.integer |= spikes.integer
+        self.spikes.follow(func, args, kwargs or {}, out)
         return out
 
-    def _spikes(self, x: Tensor) -> _Spikes | None:
+    def _read(self, x: Tensor) -> _Spikes | None:
         """None where the elements are not whole numbers of spikes."""
-        counts = x * self.norm
+        norm = self.spikes.norm(x)
+        if norm is None:
+            return None
+        counts = x * norm
         if counts.min() < 0 or not torch.equal(counts, counts.round()):
             return None
         active = float(counts.count_nonzero()) / counts.numel()
         return _Spikes(float(counts.mean(dtype=torch.float64)), active, bool(counts.max() > 1))
 
 
-def _time(network: nn.Module, images: Tensor) -> tuple[str | None, int]:
-    """The segment that sees a still image once, or None; the time steps of the others."""
+def _time(network: nn.Module, images: Tensor) -> tuple[tuple[str, ...], int]:
+    """How the layers' paths begin that see a still image once; the time steps of the others."""
     if images.dim() == 5:
-        return None, images.shape[1]
-    return next(iter(network.segments())), network.time_steps
+        return (), images.shape[1]
+    segments = network.segments().items()
+    once = tuple(f"{path}." for path, segment in segments if network.sees_once(segment))
+    return once, network.time_steps
 
 
 def _innermost(parents: set[str], root: str) -> str:

@@ -64,11 +64,15 @@ class SpikingTransformer(nn.Module):
     def step(self, segment: nn.Module, x: Tensor) -> Tensor:
         """Run one segment of the chain on what enters it."""
         shown_again = x.shape[0] > 1 and x.stride(0) == 0
-        first = shown_again and segment is next(iter(self.segments().values()))
-        if first and not any(isinstance(module, BaseNode) for module in segment.modules()):
+        if shown_again and self.sees_once(segment):
             # before the first neuron, every step of an image is the same: computed once
             return segment(x[:1]).expand(x.shape[0], *(-1,) * (x.dim() - 1))
         return segment(x)
+
+    def sees_once(self, segment: nn.Module) -> bool:
+        """Whether a segment computes an image once: the first, if it has no neuron."""
+        first = segment is next(iter(self.segments().values()))
+        return first and not any(isinstance(module, BaseNode) for module in segment.modules())
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``[B, classes]`` of images ``[B, C, H, W]`` or frames ``[B, T, C, H, W]``."""

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from psvit.measure.operations import add_energy, count_macs, count_operations
 from psvit.measure.segments import SegmentSum, macs, seconds
-from psvit.models import create_model
+from psvit.models import SpikingTransformer, create_model
 from psvit.neurons import IntegerLIF
 from psvit.pruning import prune
 from psvit.pruning.allocation import uniform
@@ -27,19 +27,14 @@ from networks import alive  # noqa: E402
 from networks import images as family_images  # noqa: E402
 
 
-class TwoLayers(nn.Module):
+class TwoLayers(SpikingTransformer):
     """Pixels -> convolution -> integer neuron -> linear; what the neuron emits is given."""
 
-    time_steps = 1
-
     def __init__(self, levels, norm=None):
-        super().__init__()
+        super().__init__(1)
         self.conv = nn.Conv2d(3, 4, 3, padding=1, bias=False)
         self.neuron = IntegerLIF(levels, norm)
         self.fc = nn.Linear(4 * 5 * 5, 7)
-
-    def segments(self):
-        return {"conv": self.conv, "fc": self.fc}
 
     def forward(self, x):
         x = self.conv(x)
