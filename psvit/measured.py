@@ -1,6 +1,7 @@
 """What is measured of the networks of the table; by layer and by class in files beside it."""
 
 import logging
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from psvit.data import ImageData
-from psvit.files import write_csv, write_whole
+from psvit.files import write_csv
 from psvit.inference import optimize_for_inference
 from psvit.measure.accuracy import Tally, evaluate
 from psvit.measure.classes import class_changes, compare, confusion_changes
@@ -136,8 +137,14 @@ class Measured:
         file = self.folder / f"{kind}.csv"
         table = table.copy()
         table.insert(0, "network", name)
+        # as text: what was written stays as it is, a class named "007" or "NA" too; and new rows
+        # have the digits that they would have alone, which a column of texts and numbers forgets
+        table = _as_text(StringIO(table.to_csv(index=False, float_format="%.9g")))
         if file.is_file():
-            # as text: what was written stays as it is, a class named "007" or "NA" too
-            before = pd.read_csv(file, dtype=str, keep_default_na=False)
+            before = _as_text(file)
             table = pd.concat([before[before["network"] != name], table], ignore_index=True)
-        write_whole(file, lambda path: table.to_csv(path, index=False, float_format="%.9g"))
+        write_csv(file, table)
+
+
+def _as_text(csv: Path | StringIO) -> pd.DataFrame:
+    return pd.read_csv(csv, dtype=str, keep_default_na=False)

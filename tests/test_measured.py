@@ -94,6 +94,20 @@ def test_measuring_again_replaces_and_changes_nothing(measured, network, pruned,
     assert {name: (tmp_path / f"{name}.csv").read_bytes() for name in FILES} == before
 
 
+def test_all_rows_of_a_file_have_as_many_digits(measured, network, tmp_path):
+    for name in ("base", "same"):
+        measured.add(name, network)
+    for kind in FILES:
+        text = pd.read_csv(tmp_path / f"{kind}.csv", dtype=str, keep_default_na=False)
+        base, same = (text[text["network"] == name] for name in ("base", "same"))
+        assert base.iloc[:, 1:].to_numpy().tolist() == same.iloc[:, 1:].to_numpy().tolist(), kind
+    rates = pd.read_csv(tmp_path / "firing_channels.csv", dtype=str)["rate"]
+    assert rates.str.len().max() > 9
+    # nine digits that count
+    digits = rates.str.lower().str.partition("e")[0].str.replace(".", "").str.lstrip("0")
+    assert digits.str.len().max() == 9
+
+
 def test_a_dead_network_saves_no_energy(measured, network, caplog):
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
