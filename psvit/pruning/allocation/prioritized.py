@@ -43,11 +43,15 @@ def prioritized(
     removed: dict[str, int] = {}
     tried = []
     for name in large_groups(model, ranking, 1.0):
+        refused: set[int] = set()
         for ratio in sorted(ratios, reverse=True):
             candidate = {**removed, name: ranking.units(name, ratio)}
             if budget.met(ranking.plan(candidate)):
                 counts = [count for count in ranking.removable(name) if count]
                 candidate[name] = fewest_units(budget, ranking, candidate, name, counts)
+            if candidate[name] in refused:
+                # every ratio that meets the budget is reduced to the same cut
+                continue
             plan = ranking.plan(candidate)
             accuracy = top1(plan)
             kept = accuracy >= allowed
@@ -63,6 +67,7 @@ def prioritized(
             if kept:
                 removed = candidate
                 break
+            refused.add(candidate[name])
         if budget.met(ranking.plan(removed)):
             break
     plan = ranking.plan(removed)

@@ -49,6 +49,26 @@ def test_a_candidate_is_kept_only_while_the_accuracy_holds(network, ranking):
     assert (tried.top1[~tried.kept] < 70.0).all() and (tried.top1[tried.kept] >= 70.0).all()
 
 
+def test_a_cut_that_several_ratios_come_to_is_tried_once(network, ranking):
+    tried = []
+
+    def top1(plan):
+        tried.append(dict(plan))
+        return 90.0 - 50.0 * bool(plan)
+
+    # of no group a unit may go, and the largest three ratios of every group save enough
+    ratios = [0.01, 0.4, 0.5, 0.6]
+    least = min(saving(network, ranking.plan({n: ranking.units(n, 0.4)})) for n in ranking.groups)
+    budget = Budget(network, {"memory": least})
+    found = prioritized(network, ranking, budget, top1, ratios, 1.0)
+    assert not found.plan and not found.log.kept.any()
+    # beside the base network, a cut that meets the budget and a smaller one of each group
+    assert len(tried) == 1 + len(found.log)
+    assert not any(cut in tried[:index] for index, cut in enumerate(tried))
+    assert found.log.group.value_counts().between(1, 2).all()
+    assert set(found.log.group) == set(ranking.groups)
+
+
 @pytest.mark.parametrize("target", [0.02, 0.1, 0.2])
 def test_stops_at_the_target_and_not_a_channel_beyond(network, ranking, target):
     budget = Budget(network, {"memory": target})
