@@ -45,6 +45,9 @@ class Budget:
         network: what is cut; savings count against it.
         targets: resource -> share that goes, in (0, 1).
         meters: resource -> its meter; parameters need none to be given.
+
+    Raises:
+        UserError: the network spends nothing of a resource, as one without spikes of ``synops``.
     """
 
     def __init__(
@@ -60,6 +63,13 @@ class Budget:
         for resource in self.targets:
             self._meters.setdefault(resource, make_meter(network, resource))
         self.base = {resource: self.spent(resource, Plan()) for resource in self.targets}
+        for resource, spent in self.base.items():
+            if not spent:
+                raise UserError(
+                    "pruning.budget",
+                    list(self.targets),
+                    f"expected what the network spends: of {resource} it spends nothing to save",
+                )
 
     def spent(self, resource: str, plan: Plan) -> float:
         """What the network cut by ``plan`` needs."""

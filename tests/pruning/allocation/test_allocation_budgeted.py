@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch import nn
 
 from psvit.channels import Plan
 from psvit.errors import UserError
@@ -200,6 +201,17 @@ def test_several_budgets_bind_together(network, images):
     only = Budget(network, {"macs": 0.1}, meters)
     saved = only.savings(solve_few(network, only, lambda name: 1.0 + len(name) % 3)[0].plan)
     assert 0.1 <= saved["macs"] < 0.12
+
+
+def test_a_resource_that_the_network_spends_nothing_of(network, images):
+    for norm in network.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.constant_(norm.weight, 0.0)
+            nn.init.constant_(norm.bias, -1.0)
+    meter = make_meter(network, "synops", images[:1])
+    expected = r"^pruning\.budget=\['memory', 'synops'\]: .* of synops it spends nothing"
+    with pytest.raises(UserError, match=expected):
+        Budget(network, {"memory": 0.1, "synops": 0.1}, {"synops": meter})
 
 
 def test_unreachable_target_names_the_option(network):
