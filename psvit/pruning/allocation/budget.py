@@ -95,6 +95,12 @@ class Budget:
         saved = self.savings(plan)
         return all(saved[resource] >= target for resource, target in self.targets.items())
 
+    def scarcest(self, most: Plan) -> tuple[str, float]:
+        """The resource, and its target, of which the largest cut ``most`` saves least of what it
+        should."""
+        saved = self.savings(most)
+        return max(self.targets.items(), key=lambda item: item[1] - saved[item[0]])
+
     def scaled(self, share: float) -> "Budget":
         """The same resources, with each target times ``share``."""
         return self.towards({name: share * target for name, target in self.targets.items()})
@@ -107,29 +113,29 @@ class Budget:
 
     def reachable(self, ranking: Ranking) -> bool:
         """Whether cutting every group of the ranking as far as it goes saves as much."""
-        most = self.savings(largest_cut(ranking, 1.0))
-        return all(target <= most[resource] for resource, target in self.targets.items())
+        return self.met(largest_cut(ranking, 1.0))
 
     def check_reachable(
         self, ranking: Ranking, max_ratio: float, names: Sequence[str] | None = None
     ) -> None:
         """Raise a UserError if cutting the groups ``names`` (all where None) by ``max_ratio`` saves
         too little."""
-        most = self.savings(largest_cut(ranking, max_ratio, names))
+        most = largest_cut(ranking, max_ratio, names)
+        if self.met(most):
+            return
+        resource, target = self.scarcest(most)
         few = names is not None and len(names) < len(ranking.groups)
         groups = f"the {len(names or ())} large groups" if few else "every group"
         more = "a larger pruning.large_share" if few else "fewer groups protected"
         # a cut by 1 takes all that may go
         lever = f"larger pruning.ratios, or {more}" if max_ratio < 1 else f"or {more}"
         cut = f"by the largest ratio, {max_ratio:g}," if max_ratio < 1 else "as far as it goes"
-        for resource, target in self.targets.items():
-            if target > most[resource]:
-                raise UserError(
-                    option(resource),
-                    target,
-                    f"cannot be reached: cutting {groups} {cut} saves {most[resource]:.4f} of "
-                    f"{resource}; expected a lower target, {lever}",
-                )
+        raise UserError(
+            option(resource),
+            target,
+            f"cannot be reached: cutting {groups} {cut} saves {self.savings(most)[resource]:.4f} "
+            f"of {resource}; expected a lower target, {lever}",
+        )
 
 
 def largest_cut(ranking: Ranking, max_ratio: float, names: Sequence[str] | None = None) -> Plan:

@@ -136,11 +136,13 @@ def _solve(
                 # more than this choice was to save, and than the solver's tolerance of 1e-6, or it
                 # would be chosen again
                 goals[resource] = max(goals[resource] + short, predicted * (1.0 + 1e-5))
-    resource, target = next(iter(budget.targets.items()))
+    most = ranking.plan({name: int(measured[-1]) for name, (measured, _) in curves.items()})
+    resource, target = budget.scarcest(compose(model, plan, most))
     raise UserError(
         option(resource),
         target,
-        "cannot be reached by cutting each group by one of pruning.ratios: raise them",
+        f"of {resource} cannot be reached by cutting each group by one of pruning.ratios: "
+        "raise them",
     )
 
 

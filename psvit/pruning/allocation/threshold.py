@@ -54,8 +54,10 @@ def global_threshold(
 
     low, high = 0.0, 1.0
     if not budget.met(plan_at(high)):
-        resource, target = max(budget.targets.items(), key=lambda item: item[1])
-        raise UserError(option(resource), target, "no threshold saves as much; lower the target")
+        resource, target = budget.scarcest(plan_at(high))
+        raise UserError(
+            option(resource), target, f"no threshold saves as much of {resource}; lower the target"
+        )
     for _ in range(24):
         middle = (low + high) / 2
         if budget.met(plan_at(middle)):

@@ -104,6 +104,15 @@ def test_an_unreachable_budget(network, ranking):
         global_threshold(network, ranking, Budget(network, {"memory": 0.99}), "mean", False)
 
 
+def test_an_unreachable_budget_names_what_is_short(network, ranking):
+    # a fifth of the memory can go, of the operations no more than a tenth
+    budget = Budget(
+        network, {"memory": 0.2, "macs": 0.15}, {"macs": lambda plan: 1.0 - 0.1 * bool(plan)}
+    )
+    with pytest.raises(UserError, match=r"^pruning\.target_saving=0\.15: .* of macs"):
+        global_threshold(network, ranking, budget, "mean", False)
+
+
 def test_equal_scores_go_from_all_groups_alike(network, ranking):
     for name in ranking.scores:
         ranking.scores[name] = torch.zeros(ranking.groups[name].size).double()
