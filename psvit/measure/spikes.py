@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, ops
-from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 aten = ops.aten
@@ -53,6 +52,12 @@ class SpikeTensors:
                 self._norms.pop(x.untyped_storage(), None)
 
 
-def _floats(tree: Any) -> list[Tensor]:
-    """Floating-point tensors; masks and indices are no operands."""
-    return [x for x in tree_leaves(tree) if isinstance(x, Tensor) and x.is_floating_point()]
+def _floats(values: Sequence[Any]) -> list[Tensor]:
+    """Floating-point tensors, in lists too; masks and indices are no operands."""
+    found: list[Tensor] = []
+    for x in values:
+        if isinstance(x, Tensor):
+            found += [x] if x.is_floating_point() else []
+        elif isinstance(x, list | tuple):
+            found += _floats(x)
+    return found
