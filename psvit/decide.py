@@ -182,8 +182,12 @@ def round_budget(
     }
     if network is whole.network:
         return whole.towards(goals)
+    spent = {resource: whole.spent(resource, plan) for resource in goals}
     left = {
-        resource: 1.0 - whole.base[resource] * (1.0 - goal) / whole.spent(resource, plan)
+        # a network that fell silent has no spikes left to save
+        resource: 1.0 - whole.base[resource] * (1.0 - goal) / spent[resource]
+        if spent[resource]
+        else 0.0
         for resource, goal in goals.items()
     }
     if left and max(left.values()) <= 0.0:
