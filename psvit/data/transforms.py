@@ -5,18 +5,12 @@ from collections.abc import Callable
 
 import torch
 from omegaconf import DictConfig
-from timm.data.auto_augment import (
-    augment_and_mix_transform,
-    auto_augment_transform,
-    rand_augment_transform,
-)
 from timm.data.random_erasing import RandomErasing
-from timm.data.transforms import str_to_pil_interp
 from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from psvit.errors import UserError
+from psvit.data.policies import auto_augment
 
 
 class Fit:
@@ -74,7 +68,7 @@ class TrainTransform(EvalTransform):
                 antialias=True,
             )
         self.crop_padding, self.hflip = options.crop_padding, options.hflip
-        self.auto_augment = _auto_augment(cfg)
+        self.auto_augment = auto_augment(cfg)
         self.erase = RandomErasing(options.random_erasing, mode="pixel", device="cpu")
 
     def __call__(self, images: Tensor | list[Tensor]) -> Tensor:
@@ -116,29 +110,3 @@ def padded_crop(images: Tensor, padding: int) -> Tensor:
 def each(fit: Callable[[Tensor], Tensor], images: Tensor | list[Tensor]) -> Tensor:
     """``fit`` of a stack of images ``[B, C, H, W]`` at once; of a list, of each, stacked."""
     return fit(images) if isinstance(images, Tensor) else torch.stack([fit(i) for i in images])
-
-
-def _auto_augment(cfg: DictConfig):
-    """timm's RandAugment, AugMix or AutoAugment, by the name that timm gives it."""
-    policy = cfg.augment.auto_augment
-    if policy is None:
-        return None
-    hparams = {
-        "translate_const": int(cfg.image_size * 0.45),
-        "img_mean": tuple(min(255, round(255 * mean)) for mean in cfg.mean),
-        "interpolation": str_to_pil_interp(cfg.interpolation),
-    }
-    if policy.startswith("rand"):
-        create = rand_augment_transform
-    elif policy.startswith("augmix"):
-        create = augment_and_mix_transform
-    else:
-        create = auto_augment_transform
-    try:
-        return create(policy, hparams)
-    except (AssertionError, KeyError, ValueError) as error:
-        raise UserError(
-            "dataset.augment.auto_augment",
-            policy,
-            "a policy as timm writes it, such as rand-m7-mstd0.5-inc1, augmix-m3 or original",
-        ) from error
