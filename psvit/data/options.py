@@ -76,7 +76,8 @@ def check_options(cfg: DictConfig) -> None:
     whole("batch_size eval_batch_size", low=1)
     # each is a process with torch in it
     whole("num_workers", low=0, high=max(16, 4 * (os.cpu_count() or 1)))
-    whole("augment.crop_padding", low=0)
+    # more moves every pixel out of the image, and asks for memory by its square
+    whole("augment.crop_padding", low=0, high=cfg.image_size)
     whole("train_images val_images test_images", low=1, optional=True)
     # scikit-learn takes no larger seed.
     require(

@@ -51,6 +51,7 @@ def refused(option, dataset="digits", **overrides):
         ("std", [1, 1]),
         ("std", [1, 1, 0]),
         ("augment.crop_padding", -1),
+        ("augment.crop_padding", 33),
         ("augment.hflip", 1.5),
         ("augment.hflip", True),
         ("augment.random_erasing", -0.1),

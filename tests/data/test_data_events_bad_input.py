@@ -193,6 +193,7 @@ def test_a_folder_that_cannot_be_written(n_mnist, monkeypatch):
         ("image_size", 0),
         ("augment.hflip", 2),
         ("augment.crop_padding", -1),
+        ("augment.crop_padding", 200_000),
         ("val_fraction", 1.0),
         ("test_images", 21),
     ],
