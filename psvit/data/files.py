@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 from PIL import Image
+from PIL.TiffImagePlugin import BITSPERSAMPLE
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
@@ -22,9 +24,10 @@ Result = TypeVar("Result")
 
 
 def decode(path: Path) -> Tensor:
-    """The image of a file, uint8 ``[3, height, width]``; grey and palette images become RGB."""
+    """The image of a file, uint8 ``[3, height, width]``; grey and palette images become RGB, and
+    16 bits a value the upper 8 of them."""
     with Image.open(path) as image:
-        return pil_to_tensor(image.convert("RGB"))
+        return pil_to_tensor(_eight_bits(image).convert("RGB"))
 
 
 def verify(path: Path) -> None:
@@ -34,6 +37,26 @@ def verify(path: Path) -> None:
         # other formats ignore the request.
         image.draft(None, (1, 1))
         image.load()
+        _eight_bits(image)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """The image with 8 bits a value, as Pillow keeps colors; of more in grey it would clip all
+    above 255 to white.
+
+    Raises:
+        ValueError: if nothing tells which value is white.
+    """
+    if not image.mode.startswith(("I", "F")):
+        return image
+    # PNG and PGM have 16 here; a TIFF may have 12
+    bits = getattr(image, "tag_v2", {}).get(BITSPERSAMPLE, (16,))[0]
+    if image.mode == "F" or bits > 16:
+        raise ValueError("it has 32 bits a value, of which none is known to be white; save 8 or 16")
+    values = np.asarray(image)
+    if values.min() < 0:
+        raise ValueError("it has values below 0; save it with 8 or 16 bits without a sign")
+    return Image.fromarray((values >> (bits - 8)).astype(np.uint8))
 
 
 def read_all(
