@@ -103,6 +103,20 @@ def test_images_of_a_folder_are_prepared_as_the_network_reads_them(tmp_path):
     assert str(tmp_path) in source
 
 
+def test_hidden_images_are_left_out_and_linked_ones_read(tmp_path):
+    names = ("more/c.png", "images/a/.b/hidden.png", "images/a/._a.png", "images/a/a.PNG")
+    for level, name in enumerate(names):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (level,) * 3).save(tmp_path / name)
+    (tmp_path / "images" / "b").symlink_to(tmp_path / "more")
+    (tmp_path / "images" / "a" / "back").symlink_to(tmp_path / "images")
+    description = {"model": {"in_channels": 3, "image_size": 8}}
+    images, _ = choose_images(description, 32, tmp_path / "images")
+    # levels 3 and 0 of 255, put to -1 … 1
+    expected = torch.tensor([6 / 255 - 1, -1.0]).view(2, 1, 1, 1)
+    torch.testing.assert_close(images, expected.expand(2, 3, 8, 8))
+
+
 def test_without_images_that_fit_it_is_digits_or_noise():
     plain = {"model": {"in_channels": 3, "image_size": 16}}
     digits, source = choose_images(plain, 4)

@@ -3,9 +3,10 @@
 Event datasets are read in ``psvit.data.events``.
 """
 
-import os
+import logging
 from http.client import HTTPException
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,10 +14,13 @@ from omegaconf import DictConfig
 from sklearn.datasets import load_digits
 from torchvision import datasets
 
-from psvit.data.files import decode
+from psvit.data.files import decode, unreadable
 from psvit.data.labelled import Labelled, Source
+from psvit.data.listing import READABLE, is_image, other_type, visible, walk
 from psvit.data.options import EVENT_DATASETS, FOLDERS, LAYOUT
 from psvit.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 def read_source(cfg: DictConfig) -> Source:
@@ -71,56 +75,94 @@ def _image_folder(root: Path) -> Source:
     if not has["train"] or not (has["val"] or has["test"]):
         missing = "train/" if not has["train"] else "test/ or val/"
         raise UserError("dataset.root", root, f"has no {missing}; expected {LAYOUT}")
-    train, class_names = _list_images(root, "train", None)
-    if len(class_names) < 2:
-        raise UserError("dataset.root", root, f"train/ has one class; expected two, as {LAYOUT}")
-    test, _ = _list_images(root, "test" if has["test"] else "val", class_names)
-    val = _list_images(root, "val", class_names)[0] if has["val"] and has["test"] else None
-    return Source(class_names, train, val, test, decode)
+    train = _list_part(root, "train")
+    class_names = _class_names(root, train)
+    test = _list_part(root, "test" if has["test"] else "val")
+    val = _list_part(root, "val") if has["val"] and has["test"] else None
+    parts = [part for part in (train, val, test) if part is not None]
+    labelled = {part.name: _label(root, part, class_names) for part in parts}
+    _tell_left_out(root, parts)
+    return Source(
+        class_names,
+        labelled["train"],
+        None if val is None else labelled["val"],
+        labelled[test.name],
+        decode,
+    )
 
 
-class _Folder(datasets.ImageFolder):
-    """Without hidden folders, such as an editor's .ipynb_checkpoints, for classes."""
+class _Part(NamedTuple):
+    """What is in ``root/name``: the paths of images by class, the names beside the class folders
+    and those of no type that is read."""
 
-    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
-        found = os.scandir(directory)
-        names = sorted(e.name for e in found if e.is_dir() and not e.name.startswith("."))
-        if not names:
-            raise FileNotFoundError(f"no class folder in {directory}")
-        return names, {name: index for index, name in enumerate(names)}
+    name: str
+    images: dict[str, list[Path]]
+    beside: list[str]
+    others: list[str]
 
 
-def _list_images(
-    root: Path, part: str, class_names: list[str] | None
-) -> tuple[Labelled, list[str]]:
-    """The files of ``root/part``, labelled by their place in ``class_names`` (None: its own)."""
+def _list_part(root: Path, name: str) -> _Part:
+    images: dict[str, list[Path]] = {}
+    others: list[str] = []
     try:
-        folder = _Folder(root / part, allow_empty=True)
-    except FileNotFoundError as error:
-        raise UserError(
-            "dataset.root", root, f"{part}/ holds no class folders; expected {LAYOUT}"
-        ) from error
-    readable = ", ".join(datasets.folder.IMG_EXTENSIONS)
-    if not folder.samples:
-        raise UserError("dataset.root", root, f"{part}/ holds no images ({readable})")
-    if class_names is None:
-        empty = sorted(set(range(len(folder.classes))) - set(folder.targets))
-        if empty:
+        classes, beside = visible(root / name)
+        for label in classes:
+            images[label] = []
+            for folder, files in walk(root / name / label):
+                images[label] += [Path(folder, file) for file in files if is_image(file)]
+                others += [file for file in files if not is_image(file)]
+    except OSError as error:
+        raise unreadable(Path(error.filename), error, root, "folder") from error
+    if not images:
+        raise UserError("dataset.root", root, f"{name}/ holds no class folders; expected {LAYOUT}")
+    if not any(images.values()):
+        raise UserError("dataset.root", root, f"{name}/ holds no images ({READABLE})")
+    return _Part(name, images, beside, others)
+
+
+def _class_names(root: Path, train: _Part) -> list[str]:
+    for name, images in train.images.items():
+        if not images:
             raise UserError(
                 "dataset.root",
                 root,
-                f"train/{folder.classes[empty[0]]}/ holds no images ({readable}); "
-                "add some or remove it",
+                f"train/{name}/ holds no images ({READABLE}); add some or remove it",
             )
-        class_names = folder.classes
-    unknown = sorted(set(folder.classes) - set(class_names))
+    if len(train.images) < 2:
+        raise UserError("dataset.root", root, f"train/ has one class; expected two, as {LAYOUT}")
+    return list(train.images)
+
+
+def _label(root: Path, part: _Part, class_names: list[str]) -> Labelled:
+    """The files of a part, labelled by the places of their classes in ``class_names``."""
+    unknown = [name for name in part.images if name not in class_names]
     if unknown:
         raise UserError(
             "dataset.root",
             root,
-            f"the class {unknown[0]!r} is in {part}/ and not in train/; every class of {part}/ "
-            "needs images to train on",
+            f"the class {unknown[0]!r} is in {part.name}/ and not in train/; every class of "
+            f"{part.name}/ needs images to train on",
         )
-    place = {name: index for index, name in enumerate(class_names)}
-    labels = torch.tensor([place[folder.classes[target]] for target in folder.targets])
-    return Labelled([Path(path) for path, _ in folder.samples], labels), class_names
+    counts = [len(part.images.get(name, [])) for name in class_names]
+    labels = torch.arange(len(class_names)).repeat_interleave(torch.tensor(counts))
+    return Labelled([path for images in part.images.values() for path in images], labels)
+
+
+def _tell_left_out(root: Path, parts: list[_Part]) -> None:
+    """Warns of images that are not read: in one line, as there may be thousands."""
+    beside = [f"{part.name}/{name}" for part in parts for name in part.beside if is_image(name)]
+    names = (name for part in parts for name in [*part.beside, *part.others])
+    types = [kind for kind in map(other_type, names) if kind]
+    reasons = []
+    if types:
+        reasons.append(f"{len(types)} of other types ({', '.join(sorted(set(types)))})")
+    if beside:
+        reasons.append(f"{len(beside)} in no class folder ({beside[0]})")
+    if reasons:
+        log.warning(
+            "%d images under %s are left out: %s; read are %s, in a class's folder",
+            len(types) + len(beside),
+            root,
+            " and ".join(reasons),
+            READABLE,
+        )

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from psvit.data.files import decode
+from psvit.data.listing import READABLE, is_image, walk
 from psvit.data.sources import read_source
 from psvit.data.transforms import EvalTransform
 from psvit.errors import UserError
@@ -55,9 +55,13 @@ def choose_images(
 
 def _read(folder: Path, count: int) -> list[Tensor]:
     part = next((folder / p for p in ("test", "val") if (folder / p).is_dir()), folder)
-    paths = sorted(path for path in part.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS)
+    try:
+        found = walk(part)
+    except OSError as error:
+        raise UserError("--images", folder, f"expected a folder of images ({error})") from error
+    paths = [Path(place, name) for place, names in found for name in names if is_image(name)]
     if not paths:
-        raise UserError("--images", folder, f"expected images ({', '.join(IMG_EXTENSIONS)}) in it")
+        raise UserError("--images", folder, f"expected images ({READABLE}) in it")
     count = min(count, len(paths))
     images = []
     for path in (paths[index * len(paths) // count] for index in range(count)):
