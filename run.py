@@ -20,7 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from psvit.errors import UserError
+from psvit.errors import TRACEBACK, UserError, traceback_wanted
 from psvit.files import write_text
 from psvit.resume import (
     FolderTaken,
@@ -33,9 +33,9 @@ from psvit.resume import (
 from psvit.stored import resumed_arguments, stored_config
 from psvit.suggest import check_choices, check_files, did_you_mean, how_to_quote
 
-SHOW_TRACEBACK = "HYDRA_FULL_ERROR"
 FAILED = 2
-traceback_wanted = os.environ.get(SHOW_TRACEBACK, "0") != "0"
+# asked before Hydra is told to raise what it meets
+traceback_shown = traceback_wanted()
 # what a failed job of a multirun leaves in its folder; the comparison at the end reads it
 REASON = "failure.txt"
 # plugins of Hydra that an extra installs
@@ -72,7 +72,7 @@ def main(cfg: DictConfig) -> float | list[float] | None:
         (folder / REASON).unlink(missing_ok=True)
     except (UserError, HydraException, OmegaConfBaseException) as error:
         # Hydra would print the job's overrides and a traceback before an error reached our caller
-        if traceback_wanted:
+        if traceback_shown:
             raise
         if not in_multirun:
             sys.exit(tell(error))
@@ -139,7 +139,7 @@ def missing_plugin(error: Exception) -> str:
 
 if __name__ == "__main__":
     # without it Hydra prints a traceback of its own and exits before an error reaches us
-    os.environ[SHOW_TRACEBACK] = "1"
+    os.environ[TRACEBACK] = "1"
     # torchrun and srun start one for each device: the first one's folder is the run's
     if int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0) > 0:
         elsewhere = tempfile.mkdtemp()
@@ -155,12 +155,12 @@ if __name__ == "__main__":
         sys.exit(stopped.exit_code)
     # the last: a config, conf/local for instance, that is no YAML
     except (HydraException, UserError, yaml.YAMLError) as error:
-        if traceback_wanted:
+        if traceback_shown:
             raise
         sys.exit(tell(error))
     except OSError as error:
         # Hydra makes the run's folder
-        if traceback_wanted or not of_the_disk(error):
+        if traceback_shown or not of_the_disk(error):
             raise
         sys.exit(tell(not_written(error)))
     from psvit.report.multirun import Comparison

@@ -2,10 +2,13 @@
 
 import os
 
+# Hydra's own switch
+TRACEBACK = "HYDRA_FULL_ERROR"
+
 
 def traceback_wanted() -> bool:
     """Whether who runs a command wants an error's traceback in place of its line."""
-    return os.environ.get("HYDRA_FULL_ERROR", "0") != "0"
+    return os.environ.get(TRACEBACK, "0") != "0"
 
 
 class UserError(ValueError):
