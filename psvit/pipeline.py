@@ -116,8 +116,8 @@ def _claimed_run(
         try:
             _run(stages, network, trained)
         except UserError:
-            if stages.record.results["rows"]:
-                # what was measured until then
+            # what was measured until then; of several processes the first one writes
+            if rank() == 0 and stages.record.results["rows"]:
                 write_tables(folder)
             raise
         stages.record.time_networks()

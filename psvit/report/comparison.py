@@ -241,9 +241,10 @@ def _measures(
     numbers = _numbers(row, results)
     if base is None:
         return numbers
-    compared = {f"base_{name}": value for name, value in _numbers(base, results).items()}
-    kept = {name: value for name, value in compared.items() if name[5:] in COSTS}
-    return {**numbers, **kept, "base_top1": base["top1"], "drop": base["top1"] - row["top1"]}
+    costs = {
+        f"base_{name}": value for name, value in _numbers(base, results).items() if name in COSTS
+    }
+    return {**numbers, **costs, "base_top1": base["top1"], "drop": base["top1"] - row["top1"]}
 
 
 def _numbers(row: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]:

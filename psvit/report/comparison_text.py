@@ -24,7 +24,7 @@ VARIED = ("model", "dataset", "rounds")
 # importance and recovery of the published rules
 PLAIN = ("l2", NONE)
 SHORT = "†"
-COSTS = (
+ABOUT_COSTS = (
     "Means over the seeds; operations and energy of one image over all time steps, memory of "
     "float32 weights and buffers. Latency is of the smallest batch that was timed, images/s of the "
     "largest; each run timed its networks in turn, so that the speed-up over its base network "
@@ -74,9 +74,9 @@ def markdown(table: pd.DataFrame, long: pd.DataFrame) -> str:
         parts += ["## Drop without fine-tuning (points)", _pipes(*_headline_cells(headline))]
         parts.append(_about(headline))
     parts += ["## All networks", _pipes(*_cells(table))]
-    heading, rows = cost_cells(table, long, _said(table))
+    heading, rows = cost_cells(table, long, _names(table))
     if rows:
-        parts += ["## What they take", _pipes(heading, rows), COSTS]
+        parts += ["## What they take", _pipes(heading, rows), ABOUT_COSTS]
     parts.append(caption(table))
     return "\n\n".join(parts) + "\n"
 
@@ -209,7 +209,7 @@ def _headline_cells(headline: pd.DataFrame) -> tuple[list[str], list[list[str]]]
 def _cells(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     """Heading and rows of the whole table; what is the same in all rows is left out."""
     noted = (table["settings"] != "").any() or (table["status"] != DONE).any()
-    names = _said(table)
+    names = _names(table)
     heading = [*names, "seeds", "top-1 %", "drop (points)", "memory saving %", "parameters"]
     rows = []
     for row, winner in zip(table.to_dict("records"), best(table), strict=True):
@@ -230,7 +230,7 @@ def _cells(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     return [*heading, *(["settings"] if noted else [])], rows
 
 
-def _said(table: pd.DataFrame) -> list[str]:
+def _names(table: pd.DataFrame) -> list[str]:
     """The columns that say which network a row is of."""
     return [name for name in COLUMNS if name not in VARIED or table[name].nunique() > 1]
 

@@ -36,7 +36,7 @@ def cost_cells(
     for (model, dataset), networks in done.groupby(["model", "dataset"], sort=False):
         said = {**dict.fromkeys(names, ""), "model": model, "dataset": dataset, "policy": BASE}
         base = _base(long[(long["model"] == model) & (long["dataset"] == dataset)])
-        rows.append(_cells({**said, **base, SILENT: False}, names, shown))
+        rows.append(_cells({**said, **base, SILENT: base.get("sops") == 0}, names, shown))
         pruned = networks[~networks["policy"].isin(UNPRUNED)]
         rows += [_cells(row, names, shown) for row in pruned.to_dict("records")]
     return heading, rows

@@ -81,6 +81,13 @@ def test_a_silent_network_has_saved_no_energy(two_seeds):
     assert found["budgeted"]["MACs G"] == "1.07" and found["base"]["SOPs G"] == "0.200"
 
 
+def test_a_silent_base_network_is_told_as_well(tmp_path):
+    folder = write_job(tmp_path / "0", "budgeted", 0, {"base": 10.0, "pruned": 10.0})
+    measured(folder, (2e9, 1e9), (0.0, 0.0), (10.0, 5.0), silent=True)
+    found = section(tmp_path)
+    assert found["base"]["energy mJ"] == found["budgeted"]["energy mJ"] == "silent"
+
+
 def test_runs_that_prune_nothing_are_the_base_network_alone(tmp_path):
     folder = write_job(tmp_path / "0", "none", 0, {"base": 90.0})
     measured(folder, (2e9,), (0.1,), (10.0,))
