@@ -72,9 +72,12 @@ class Firing:
             ]
         )
 
-    def summary(self) -> dict[str, float]:
+    def summary(self) -> dict[str, float | None]:
         """Of the whole network: ``firing_rate``, the mean over all neurons (a layer counts by its
-        channels and positions); ``silent_channels`` and ``saturated_channels``, shares."""
+        channels and positions); ``silent_channels`` and ``saturated_channels``, shares. None each
+        where there is no neuron, as in a teacher without spikes."""
+        if not self._sums:
+            return dict.fromkeys(("firing_rate", "silent_channels", "saturated_channels"))
         rates = torch.cat(list(self.rates().values()))
         neurons = torch.cat(
             [torch.full((len(fired),), float(n)) for fired, n in self._sums.values()]

@@ -37,7 +37,8 @@ def measure_network(
     Returns:
         ``row``: sums over the layers of ``macs``, ``sops``, ``energy_mj`` and
         ``energy_integer_macs_mj`` (see ``add_energy``), of one image; ``silent``, whether no layer
-        that reads spikes got any: then both energies are None, for a dead network saves nothing;
+        that reads spikes got any: then both energies are None, for a dead network saves nothing
+        (one without neurons is not dead);
         ``Firing.summary``; and the float32 row of ``measure_footprint``.
         ``tables``: ``operations``, ``firing`` (by layer), ``firing_channels``, ``footprint``.
     """
@@ -46,11 +47,12 @@ def measure_network(
     reset_state(network)
     footprint = measure_footprint(network, images[:batch_size])
     sums = operations[["macs", "sops", "energy_mj", "energy_integer_macs_mj"]].sum().to_dict()
-    silent = sums["sops"] == 0
+    fired = firing.summary()
+    silent = sums["sops"] == 0 and fired["firing_rate"] is not None
     if silent:
         sums |= {"energy_mj": None, "energy_integer_macs_mj": None}
     stored = footprint.iloc[0].to_dict()
-    row = {**sums, "silent": bool(silent), **firing.summary()}
+    row = {**sums, "silent": bool(silent), **fired}
     row |= {name: stored[name] for name in footprint.columns if name.endswith("_bytes")}
     tables = {
         "operations": operations,
