@@ -100,8 +100,12 @@ def build_network(
     if world_size() > 1 and network.spec.get("batch_as_time"):
         reason = "expected false where processes share a batch: an image sees those before it there"
         raise UserError("model.batch_as_time", True, reason)
-    memory_format = torch.channels_last if cfg.channels_last else torch.contiguous_format
-    return network.to(memory_format=memory_format), trained
+    return _in_order(cfg, network), trained
+
+
+def _in_order(cfg: DictConfig, network: nn.Module) -> nn.Module:
+    order = torch.channels_last if cfg.channels_last else torch.contiguous_format
+    return network.to(memory_format=order)
 
 
 def _network(cfg: DictConfig, data: ImageData, loaded: Loaded | None) -> tuple[nn.Module, bool]:
@@ -174,7 +178,7 @@ def load_teacher(cfg: DictConfig, data: ImageData) -> nn.Module | None:
     asked = {name: getattr(data, name) for name in ("num_classes", "in_channels", "image_size")}
     _check_asked("finetune.teacher", folder, teacher, asked)
     _check_images("finetune.teacher", folder, about, cfg, data)
-    return teacher
+    return _in_order(cfg, teacher)
 
 
 def rank_channels(

@@ -30,12 +30,12 @@ class _Residual(nn.Module):
 
 class CIFARResNet(SpikingTransformer):
     """Args:
-        widths: channels behind the first four convolutions; a residual pair of convolutions
-            follows the second and the fourth.
-        image_size: pixels a side.
-        num_classes: outputs.
-        in_channels: of an image.
-        time_steps: 1; nothing here keeps a state.
+    widths: channels behind the first four convolutions; a residual pair of convolutions
+        follows the second and the fourth.
+    image_size: pixels a side.
+    num_classes: outputs.
+    in_channels: of an image.
+    time_steps: 1; nothing here keeps a state.
     """
 
     def __init__(

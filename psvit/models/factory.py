@@ -66,7 +66,9 @@ def create_model(name: str, module: str | None = None, **overrides: Any) -> nn.M
         for option, value in {**defaults, **values, **overrides}.items()
     }
     network = constructor(**values)
-    network.spec = {"name": name, **({"module": module} if module else {}), **values}
+    # not where the module was imported for another network, such as a teacher
+    own = module is not None and _REGISTRY[name] is not _HERE.get(name)
+    network.spec = {"name": name, **({"module": module} if own else {}), **values}
     return network
 
 
@@ -165,3 +167,6 @@ register_model(
 register_model("qkformer", QKFormer)
 for width, heads in ((384, 6), (512, 8), (768, 12)):
     register_model(f"qkformer_10_{width}", QKFormer, embed_dims=width, num_heads=heads)
+
+# what needs no module of the user's
+_HERE = dict(_REGISTRY)

@@ -31,9 +31,10 @@ def recorded(monkeypatch):
         return lambda *inputs: calls.append(inputs) or network(*inputs)
 
     monkeypatch.setattr("torch.cuda.make_graphed_callables", record)
-    monkeypatch.setattr("torch.cuda.get_rng_state", lambda device: torch.get_rng_state())
+    # where there is a GPU, checkpoints ask for its state without naming it
+    monkeypatch.setattr("torch.cuda.get_rng_state", lambda device=None: torch.get_rng_state())
     monkeypatch.setattr(
-        "torch.cuda.set_rng_state", lambda state, device: torch.set_rng_state(state)
+        "torch.cuda.set_rng_state", lambda state, device=None: torch.set_rng_state(state)
     )
     return calls
 

@@ -10,6 +10,7 @@ from psvit.channels import Plan
 from psvit.errors import UserError
 from psvit.pipeline import run
 from psvit.pruning import checkpoint, prune
+from psvit.training.module import Classifier
 
 QUICK = (
     "dataset.train_images=60",
@@ -97,3 +98,39 @@ def test_a_teacher_that_cannot_teach(
     assert str(error.value).startswith("finetune.teacher=")
     # before anything is trained
     assert not (tmp_path / "run").exists() or not list((tmp_path / "run").rglob("*.safetensors"))
+
+
+def test_a_teacher_without_spikes(config, tiny_run, folder, tmp_path, monkeypatch):
+    """The ResNet of experiments/cifar10: trained, measured and followed as a spiking network is."""
+    monkeypatch.syspath_prepend(CIFAR10.parents[2])
+    module = "model.module=experiments.cifar10.resnet"
+    narrow = [option for option in tiny_run if not option.startswith("model.")]
+    teacher = [
+        f"hydra.searchpath=[file://{CIFAR10.parent}]",
+        "model=cifar10_resnet",
+        "model.widths=[8,8,8,8]",
+        "pruning=none",
+    ]
+    quick = [option for option in QUICK if not option.startswith(("model.", "pruning"))]
+    run(config(*narrow, *quick, *teacher, "trainer.max_epochs=8"), tmp_path / "teacher")
+    (row,) = json.loads((tmp_path / "teacher/results.json").read_text())["rows"]
+    # three 3x3 convolutions of 8 channels on 16x16 pixels, ... : all of them on numbers
+    assert row["firing_rate"] is None and not row["silent"] and row["sops"] == 0
+    macs = 16**2 * 9 * (3 * 8 + 64) + 8**2 * 9 * 3 * 64 + 4**2 * 9 * 64 + 2**2 * 9 * 2 * 64 + 80
+    assert row["macs"] == macs
+    assert row["energy_mj"] == pytest.approx(4.6e-9 * macs)
+
+    orders = []
+    fit_start = Classifier.on_train_start
+
+    def seen(self):
+        fit_start(self)
+        weights = (self._teacher[0].body[3].weight, self.network.stage1a[1].mlp.conv1.weight)
+        orders.append([w.is_contiguous(memory_format=torch.channels_last) for w in weights])
+
+    monkeypatch.setattr(Classifier, "on_train_start", seen)
+    options = [f"ckpt_path={folder}/base", "finetune=distill", "finetune.epochs=1"]
+    options += [f"+{module}", f"finetune.teacher={tmp_path}/teacher/base", "channels_last=true"]
+    run(config(*tiny_run, *QUICK, *options), tmp_path / "student")
+    check(tmp_path / "student", folder / "base")
+    assert orders == [[True, True]]
