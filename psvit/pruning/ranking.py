@@ -208,10 +208,8 @@ def _prunable(
         if name not in protected and (kinds is None or group.kind in kinds)
     }
     if not left:
-        raise UserError(
-            "pruning.kinds",
-            list(kinds or []),
-            f"no channel group is left to prune; this network has the kinds "
-            f"{', '.join(sorted({group.kind for group in groups.values()}))}",
-        )
+        has = ", ".join(sorted({group.kind for group in groups.values()}))
+        told = f"the kinds {has}" if has else "none: nothing declares channel_groups()"
+        reason = f"no channel group is left to prune; this network has {told}"
+        raise UserError("pruning.kinds", list(kinds or []), reason)
     return left

@@ -135,6 +135,12 @@ def test_what_is_refused(network, options, message):
     assert str(error.value).startswith(message) and "\n" not in str(error.value)
 
 
+def test_a_network_that_declares_no_groups(network, monkeypatch):
+    monkeypatch.setattr(network, "channel_groups", dict, raising=False)
+    with pytest.raises(UserError, match=r"this network has none: nothing declares channel_groups"):
+        Ranking(network)
+
+
 @pytest.mark.parametrize("heads", [1, 2, 3, 8])
 def test_units_removed_rounds_halves_up_within_a_head(heads):
     for per_head in (2, 3, 10, 45, 64):
