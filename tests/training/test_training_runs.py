@@ -114,7 +114,8 @@ def test_a_teacher_without_spikes(config, tiny_run, folder, tmp_path, monkeypatc
     quick = [option for option in QUICK if not option.startswith(("model.", "pruning"))]
     run(config(*narrow, *quick, *teacher, "trainer.max_epochs=8"), tmp_path / "teacher")
     (row,) = json.loads((tmp_path / "teacher/results.json").read_text())["rows"]
-    # three 3x3 convolutions of 8 channels on 16x16 pixels, ... : all of them on numbers
+    # 3x3 convolutions: two on 16x16 pixels, three on 8x8, one on 4x4, two on 2x2; a classifier. None
+    # of them reads spikes
     assert row["firing_rate"] is None and not row["silent"] and row["sops"] == 0
     macs = 16**2 * 9 * (3 * 8 + 64) + 8**2 * 9 * 3 * 64 + 4**2 * 9 * 64 + 2**2 * 9 * 2 * 64 + 80
     assert row["macs"] == macs
