@@ -19,6 +19,7 @@ from psvit.decide import decide, make_budget, round_budget
 from psvit.errors import UserError
 from psvit.files import write_json, write_text
 from psvit.memory import keep_freed_memory
+from psvit.networks import build_network, load_network, load_teacher
 from psvit.processes import from_first, rank
 from psvit.provenance import environment
 from psvit.pruning import allocation, prune
@@ -30,14 +31,7 @@ from psvit.report.files import read_run
 from psvit.report.loggers import close_loggers, logger_ids, open_loggers, wandb_run
 from psvit.report.table import print_table
 from psvit.resume import CONFIG, claimed, is_run_of, read_results, read_state, write_state
-from psvit.setup import (
-    build_network,
-    check_pruning,
-    load_network,
-    load_teacher,
-    rank_one_ratio,
-    set_deterministic,
-)
+from psvit.setup import check_pruning, rank_one_ratio, set_deterministic
 from psvit.stages import Stages
 
 _log = logging.getLogger(__name__)
@@ -94,7 +88,7 @@ def _claimed_run(
     data = create_data(cfg.dataset, cfg.seed)
     network, trained = build_network(cfg, data, loaded)
     check_pruning(cfg, data, network)
-    teacher = load_teacher(cfg, data)
+    teachers = {group: load_teacher(cfg, data, group) for group in ("training", "finetune")}
     config = OmegaConf.to_yaml(cfg, resolve=True)
     # of several processes the first one's word: the others' configs are without its loggers
     resumed = resumed or from_first(rank() == 0 and is_run_of(folder, config))
@@ -112,7 +106,7 @@ def _claimed_run(
     failed = True
     try:
         stages = Stages(cfg, data, folder, loggers)
-        stages.teacher = teacher
+        stages.teachers = teachers
         try:
             _run(stages, network, trained)
         except UserError:

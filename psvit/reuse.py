@@ -26,7 +26,7 @@ WEIGHTS = "weights.safetensors"
 # the code that a stage's result depends on
 TRAINED_BY = (
     *("psvit.models", "psvit.neurons", "psvit.compiled", "psvit.channels"),
-    *("psvit.data", "psvit.training", "psvit.setup"),
+    *("psvit.data", "psvit.training", "psvit.networks", "psvit.setup"),
 )
 MEASURED_BY = (*TRAINED_BY, "psvit.pruning", "psvit.measure", "psvit.inference")
 DECIDED_BY = (*MEASURED_BY, "psvit.measured", "psvit.stages", "psvit.decide")

@@ -61,26 +61,29 @@ class Stages:
         self.device = torch.device("cuda" if on_gpu else "cpu")
         self.reuse = Reuse(cfg, data, folder)
         self.record = Record(cfg, data, folder, self.device, self.reuse)
-        # the network that all is compared with, once it is trained; who teaches, if not that one
+        # the network that all is compared with, once it is trained
         self.base: nn.Module
-        self.teacher: nn.Module | None = None
+        # whom each config group follows; fine-tuning, where it names nobody, the base network
+        self.teachers: dict[str, nn.Module | None] = {"training": None, "finetune": None}
         self.tables: list[str] = []  # of sensitivity, so far
 
     def train_base(self, network: nn.Module) -> nn.Module:
         """Train the base network, or take the weights of a run that trained the same one."""
         recipe = Recipe(epochs=self.cfg.trainer.max_epochs, **self.cfg.training)
+        teacher = self.teachers["training"]
 
         def make(folder: Path) -> None:
-            self._fit(network, recipe, "base", folder)
+            self._fit(network, recipe, "base", folder, teacher=teacher)
 
         with self.record.timed("training"):
-            entry = self.reuse.shared("base", TRAINED_BY, make, model=network.spec, recipe=recipe)
+            key = {"model": network.spec, "recipe": recipe, "teacher": _taught_by(teacher)}
+            entry = self.reuse.shared("base", TRAINED_BY, make, **key)
             return with_kept_weights(network, entry)
 
     def finetune(self, network: nn.Module, plan: Plan, pruned: nn.Module) -> nn.Module:
         """Prune a copy of ``network`` inside Lightning and train on from ``pruned``'s weights."""
         recipe = Recipe(**self.cfg.finetune)
-        teacher = (self.teacher or self.base) if recipe.distills else None
+        teacher = (self.teachers["finetune"] or self.base) if recipe.distills else None
 
         def make(folder: Path) -> None:
             callback = PruneBeforeFit(plan, pruned.state_dict())
@@ -93,7 +96,7 @@ class Stages:
                 weights=tensors_fingerprint(pruned.state_dict()),
                 model=network.spec,
                 recipe=recipe,
-                teacher=tensors_fingerprint(teacher.state_dict()) if teacher else None,
+                teacher=_taught_by(teacher),
             )
         return with_kept_weights(pruned, entry)
 
@@ -282,3 +285,7 @@ class Stages:
             keep_weights(folder, trained)
         # not before the weights are there
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def _taught_by(teacher: nn.Module | None) -> str | None:
+    return None if teacher is None else tensors_fingerprint(teacher.state_dict())

@@ -91,6 +91,8 @@ def test_debugging_serves_every_experiment(config, monkeypatch, debug, option):
         (["pruning=uniform", "pruning.rounds=2"], "rounds=2: expected 1 with a fixed"),
         (["trainer=ddp_cpu", "trainer.strategy=auto"], "devices=2: .*ddp"),
         (["finetune.teacher=folder"], "teacher=folder: .*finetune.distill_weight"),
+        (["training.teacher=folder"], "training.teacher=folder: .*training.distill_weight"),
+        (["training.distill_weight=0.5"], "training.distill_weight=0.5: .*training.teacher"),
         (
             ["finetune=distill", "finetune.teacher=folder", "finetune.distill_rates=1"],
             "teacher=folder: .*null with finetune.distill_rates",

@@ -49,6 +49,9 @@ def first_job(words):
     parser = OverridesParser.create()
     overrides = []
     for word in as_hydra_has_it(words):
+        option, _, folder = word.partition("=")
+        if option == "--config-dir":
+            overrides.append(f"hydra.searchpath=[file://{ROOT / folder}]")
         if word.startswith("-"):
             continue
         override = parser.parse_override(word.replace("…", "X"))

@@ -12,9 +12,9 @@ from main_job import JOB, finish, load, main_job, rows_by_name, start
 
 from psvit.data import create_data
 from psvit.models import create_model
+from psvit.networks import build_network, load_network
 from psvit.pipeline import run
 from psvit.pruning import checkpoint
-from psvit.setup import build_network, load_network
 from psvit.training.module import Classifier
 
 # with `ckpt_path` a run needs no training

@@ -6,14 +6,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from psvit import setup
+from psvit import networks, setup
 from psvit.data import create_data
 from psvit.decide import decide, make_budget
 from psvit.errors import UserError
+from psvit.networks import build_network, load_network
 from psvit.pipeline import run
 from psvit.pruning import checkpoint
 from psvit.pruning.allocation import uniform_at
-from psvit.setup import build_network, check_pruning, load_network
+from psvit.setup import check_pruning
 from psvit.stages import Stages
 
 
@@ -148,6 +149,6 @@ def test_a_batch_that_is_shared_out_is_not_one_long_recording(config, tiny_run, 
     cfg = config("model=qkformer", "model.batch_as_time=true")
     data = create_data(cfg.dataset, cfg.seed)
     build_network(cfg, data, None)
-    monkeypatch.setattr(setup, "world_size", lambda: 2)
+    monkeypatch.setattr(networks, "world_size", lambda: 2)
     with pytest.raises(UserError, match=r"model\.batch_as_time=True: expected false"):
         build_network(cfg, data, None)

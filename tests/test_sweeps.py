@@ -13,7 +13,8 @@ from omegaconf import OmegaConf
 
 from psvit.data import create_data
 from psvit.errors import UserError
-from psvit.setup import build_network, rank_channels
+from psvit.networks import build_network
+from psvit.setup import rank_channels
 
 ROOT = Path(__file__).parents[1]
 

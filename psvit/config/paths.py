@@ -7,7 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from psvit.errors import UserError
 
-PATHS = ("ckpt_path", "finetune.teacher", "dataset.root", "paths.cache_dir")
+PATHS = ("ckpt_path", "training.teacher", "finetune.teacher", "dataset.root", "paths.cache_dir")
 
 
 def make_absolute(cfg: DictConfig) -> None:

@@ -104,6 +104,20 @@ def _check_sensitivity(cfg: DictConfig) -> None:
         raise UserError("pruning.sensitivity.mended", True, reason)
 
 
+def _check_teachers(cfg: DictConfig) -> None:
+    for group in ("training", "finetune"):
+        teacher, weight = (cfg[group].get(name) for name in ("teacher", "distill_weight"))
+        if teacher is not None and not weight:
+            reason = f"expected null, or a {group}.distill_weight"
+            raise UserError(f"{group}.teacher", teacher, reason)
+        if group == "training" and weight and teacher is None:
+            reason = "expected 0, or a training.teacher to follow: there is no base network yet"
+            raise UserError("training.distill_weight", weight, reason)
+    if cfg.finetune.get("teacher") is not None and cfg.finetune.distill_rates:
+        reason = "expected null with finetune.distill_rates: another network has other neurons"
+        raise UserError("finetune.teacher", cfg.finetune.teacher, reason)
+
+
 def _check_schedules(cfg: DictConfig) -> None:
     """Values of a recipe that are right alone, and wrong together."""
     schedules = []
@@ -118,12 +132,7 @@ def _check_schedules(cfg: DictConfig) -> None:
     used = cfg.train and not (cfg.pruning.name == "none" and cfg.ckpt_path is None)
     if cfg.finetune.epochs and has_recipe and used:
         schedules.append(("finetune", cfg.finetune, "finetune.epochs", cfg.finetune.epochs))
-    teacher = cfg.finetune.get("teacher")
-    if teacher is not None and not cfg.finetune.distill_weight:
-        raise UserError("finetune.teacher", teacher, "expected null, or a finetune.distill_weight")
-    if teacher is not None and cfg.finetune.distill_rates:
-        reason = "expected null with finetune.distill_rates: another network has other neurons"
-        raise UserError("finetune.teacher", teacher, reason)
+    _check_teachers(cfg)
     for group, recipe, option, epochs in schedules:
         if recipe.warmup_epochs >= epochs:
             raise UserError(

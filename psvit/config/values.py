@@ -54,6 +54,12 @@ _RECIPE = {
     "cutmix": (_number(0.0, 100.0), "an alpha of at least 0"),
     "ema_decay": (lambda x: x is None or _ratio(x), "a decay in [0, 1), or null"),
     "keep": _one_of(KEEP),
+    "teacher": (
+        lambda x: x is None or (isinstance(x, str) and x != ""),
+        "a folder with a network, or null",
+    ),
+    "distill_weight": (_number(0.0, 1.0), "a share in [0, 1]"),
+    "distill_temperature": (_number(1e-3, 1e3), "a number above 0"),
 }
 
 POLICIES = ("none", "uniform", "sensitivity", "fine_grained", "prioritized", "budgeted", "global")
@@ -206,12 +212,6 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "trainer.max_epochs": (_whole(1), "a whole number of at least 1"),
     **{f"training.{name}": check for name, check in _RECIPE.items()},
     **{f"finetune.{name}": check for name, check in _RECIPE.items()},
-    "finetune.teacher": (
-        lambda x: x is None or (isinstance(x, str) and x != ""),
-        "a folder with a network, or null",
-    ),
-    "finetune.distill_weight": (_number(0.0, 1.0), "a share in [0, 1]"),
-    "finetune.distill_temperature": (_number(1e-3, 1e3), "a number above 0"),
     "finetune.distill_rates": (_number(0.0, 1e6), "a number of at least 0"),
 }
 

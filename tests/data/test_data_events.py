@@ -25,8 +25,8 @@ from recordings import (
 from psvit.data import create_data, events, files
 from psvit.data.events import GESTURES, LAYOUTS
 from psvit.errors import UserError
+from psvit.networks import build_network
 from psvit.pipeline import run
-from psvit.setup import build_network
 
 pytestmark = pytest.mark.usefixtures("no_network")
 # so few recordings of a class need larger shares

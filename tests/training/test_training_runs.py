@@ -81,6 +81,21 @@ def test_another_teacher(config, tiny_run, folder, tmp_path):
     assert any(not torch.equal(x, found[1][name]) for name, x in found[0].items())
 
 
+def test_a_base_network_follows_a_teacher(config, tiny_run, folder, tmp_path):
+    quick = [option for option in QUICK if not option.startswith("pruning")]
+    options = (*tiny_run, *quick, "pruning=none", "training.distill_weight=1")
+    found = []
+    for teacher in ("base", "finetuned", "finetuned"):
+        out = tmp_path / f"run{len(found)}"
+        run(config(*options, f"training.teacher={folder / teacher}"), out)
+        found.append(checkpoint.load(out / "base")[0].state_dict())
+    # nothing else differs than who teaches: the labels do not count
+    assert any(not torch.equal(x, found[1][name]) for name, x in found[0].items())
+    assert all(torch.equal(x, found[2][name]) for name, x in found[1].items())
+    with pytest.raises(UserError, match=r"^training.teacher=.*no model.safetensors there"):
+        run(config(*options, "training.teacher=nowhere"), tmp_path / "run")
+
+
 @pytest.mark.parametrize(
     ("teacher", "override", "expected"),
     [
@@ -114,8 +129,8 @@ def test_a_teacher_without_spikes(config, tiny_run, folder, tmp_path, monkeypatc
     quick = [option for option in QUICK if not option.startswith(("model.", "pruning"))]
     run(config(*narrow, *quick, *teacher, "trainer.max_epochs=8"), tmp_path / "teacher")
     (row,) = json.loads((tmp_path / "teacher/results.json").read_text())["rows"]
-    # 3x3 convolutions: two on 16x16 pixels, three on 8x8, one on 4x4, two on 2x2; a classifier. None
-    # of them reads spikes
+    # 3x3 convolutions: two on 16x16 pixels, three on 8x8, one on 4x4, two on 2x2; a classifier:
+    # none of them reads spikes
     assert row["firing_rate"] is None and not row["silent"] and row["sops"] == 0
     macs = 16**2 * 9 * (3 * 8 + 64) + 8**2 * 9 * 3 * 64 + 4**2 * 9 * 64 + 2**2 * 9 * 2 * 64 + 80
     assert row["macs"] == macs
