@@ -21,7 +21,8 @@ class Recipe:
             validated and kept; None for no average.
         keep: the ``last`` epoch's weights, or those ``best`` on the validation split, among which
             the weights before the first epoch count.
-        teacher: folder of the network to follow; None for the base network.
+        teacher: folder of the network to follow; None for the base network, or, where that is what
+            is trained, for nobody.
         distill_weight: share of the loss that follows the teacher's outputs (0 to 1).
         distill_temperature: softens both outputs in it.
         distill_rates: weight of the squared difference of each neuron layer's firing rate.
