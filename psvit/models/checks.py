@@ -4,19 +4,22 @@ from collections.abc import Sequence
 from typing import Any
 
 from psvit.errors import UserError
+from psvit.options import POSITIVE, number, whole
+
+_COUNT = whole()
+_RATE = number(0.0, 1.0, "at least 0, below 1", excluded=(1.0,))
 
 
 def check_counts(**values: Any) -> None:
     """Raise a UserError unless every value is a whole number of at least 1."""
     for name, value in values.items():
-        if not _is_count(value):
-            raise UserError(f"model.{name}", value, "expected a whole number of at least 1")
+        _COUNT.check(f"model.{name}", value)
 
 
 def check_list(name: str, values: Any, length: int) -> None:
     """Raise a UserError unless ``values`` are ``length`` whole numbers of at least 1."""
     fits = isinstance(values, Sequence) and not isinstance(values, str)
-    if not fits or len(values) != length or not all(map(_is_count, values)):
+    if not fits or len(values) != length or not all(map(_COUNT.holds, values)):
         shown = list(values) if fits else values
         raise UserError(f"model.{name}", shown, f"expected {length} whole numbers of at least 1")
 
@@ -30,15 +33,12 @@ def check_heads(channels: int, num_heads: int) -> None:
 
 def check_rate(drop_path_rate: Any) -> None:
     """Raise a UserError unless the rate lies in [0, 1)."""
-    number = isinstance(drop_path_rate, (int, float)) and not isinstance(drop_path_rate, bool)
-    if not number or not 0.0 <= drop_path_rate < 1.0:
-        raise UserError("model.drop_path_rate", drop_path_rate, "expected at least 0, below 1")
+    _RATE.check("model.drop_path_rate", drop_path_rate)
 
 
 def check_hidden(width: int, mlp_ratio: Any) -> None:
     """Raise a UserError unless an MLP of this width has at least one hidden channel."""
-    number = isinstance(mlp_ratio, (int, float)) and not isinstance(mlp_ratio, bool)
-    if not number or not mlp_ratio * width >= 1:
+    if not POSITIVE.holds(mlp_ratio) or mlp_ratio * width < 1:
         raise UserError(
             "model.mlp_ratio", mlp_ratio, f"leaves no hidden channel of a width of {width}"
         )
@@ -47,9 +47,7 @@ def check_hidden(width: int, mlp_ratio: Any) -> None:
 def check_scales(**scales: Any) -> None:
     """Raise a UserError for the first value that is no number above 0."""
     for name, value in scales.items():
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not number or not value > 0:
-            raise UserError(f"model.{name}", value, "expected a number above 0")
+        POSITIVE.check(f"model.{name}", value)
 
 
 def check_image(image_size: Any, strides: Sequence[int]) -> None:
@@ -87,7 +85,3 @@ def check_columnar(
     check_hidden(embed_dims, mlp_ratio)
     check_list("strides", strides, 4)
     check_image(image_size, strides)
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

@@ -73,7 +73,9 @@ def test_message_says_what_would_be_right():
 
 
 def test_root_not_given():
-    assert "dataset.root=???: a folder with train/<class>/" in refused("root", "image_folder")
+    assert "dataset.root=???: expected a folder with train/<class>/" in refused(
+        "root", "image_folder"
+    )
 
 
 def test_key_left_out_of_a_users_own_config():
