@@ -1,13 +1,19 @@
 """Several rounds of pruning, on a network that was never trained."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from psvit import pipeline
+from psvit.channels import Plan
+from psvit.decide import round_budget
 from psvit.errors import UserError
 from psvit.models import create_model
 from psvit.pipeline import run
 from psvit.pruning import checkpoint
+from psvit.pruning.allocation.budget import Budget
+from psvit.pruning.surgery import prune
 
 OPTIONS = ("pruning=global", "finetune=none", "train=false", "measure.images=8")
 
@@ -87,3 +93,22 @@ def test_a_round_that_fails_leaves_the_table_of_those_before(pruned, monkeypatch
     )
     (table,) = tmp_path.glob("run*/table.md")
     assert "global, round 1 of 3" in table.read_text()
+
+
+@pytest.mark.parametrize("memory", [0.001, 0.9])
+def test_a_network_that_fell_silent_has_no_spikes_left_to_save(memory):
+    network = create_model("sdt_v1", embed_dims=16, num_heads=2, depth=1, image_size=32)
+    name, group = next(iter(network.channel_groups().items()))
+    plan = Plan({name: tuple(range(0, group.size, 2))})
+    # a step function stands for the neurons
+    spikes = {"synops": lambda cut: 0.0 if cut else 10.0}
+    whole = Budget(network, {"memory": memory, "synops": 0.5}, spikes)
+    stages = SimpleNamespace(few_images=torch.zeros(1, 3, 32, 32))
+    silent = prune(network, plan)
+    for weight in silent.parameters():
+        weight.data.zero_()
+    if memory == 0.001:
+        assert round_budget(stages, whole, plan, silent, 1.0) is None
+    else:
+        with pytest.raises(UserError, match="of synops it spends nothing to save"):
+            round_budget(stages, whole, plan, silent, 1.0)
