@@ -126,7 +126,7 @@ def _budgeted(stages: Stages, network: nn.Module) -> Solve:
         budget,
         stages.rank,
         measure,
-        partial(stages.recover, network=network),
+        partial(stages.recovered, network=network),
         lambda cut: stages.divergence(cut).kl,
         stages.cfg.pruning.max_steps,
         0.0 if network is stages.base else stages.divergence(network).kl,

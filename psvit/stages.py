@@ -107,7 +107,7 @@ class Stages:
     def validation_top1(self, network: nn.Module, plan: Plan, mended: bool = True) -> float:
         """Top-1 in percent on the validation split, cut by ``plan``; after the recovery, if any."""
         if mended and plan and self.cfg.pruning.recovery != "none":
-            cut = self.recover(prune(network, plan), plan, network)
+            cut = self.recovered(prune(network, plan), plan, network)
             return evaluate(cut, self.data.val_dataloader(), self.device).top1
         with masked(network, plan):
             return evaluate(network, self.data.val_dataloader(), self.device).top1
@@ -122,14 +122,19 @@ class Stages:
         batches = self.data.calibration_dataloader(min(FEW_IMAGES, len(self.data.train)))
         return next(iter(batches))[0].to(self.device)
 
-    def recover(self, pruned: nn.Module, plan: Plan, network: nn.Module) -> nn.Module:
-        """A copy of ``pruned``, mended on calibration images of the training split."""
+    def recovered(self, pruned: nn.Module, plan: Plan, network: nn.Module) -> nn.Module:
+        """A copy of ``pruned``, mended on calibration images of the training split.
+
+        A policy that tries candidates asks for the one that it chooses, and a run that goes on for
+        all of them, a second time: each is mended once.
+        """
         pruning = self.cfg.pruning
         if pruning.recovery == "none":
             return pruned
-        with self.record.timed("recovery"):
+
+        def make(folder: Path) -> None:
             batches = self.data.calibration_dataloader(pruning.calibration_images)
-            return recover(
+            mended = recover(
                 copy.deepcopy(pruned),
                 network,
                 plan,
@@ -138,20 +143,17 @@ class Stages:
                 pruning.ridge,
                 self.device,
             )
+            keep_weights(folder, mended)
 
-    def recovered(self, pruned: nn.Module, plan: Plan, network: nn.Module) -> nn.Module:
-        """What ``recover`` gives, done once in a run that goes on."""
-        if self.cfg.pruning.recovery == "none":
-            return pruned
-        pruning = self.cfg.pruning
-        entry = self.reuse.own(
-            "recovered",
-            lambda folder: keep_weights(folder, self.recover(pruned, plan, network)),
-            weights=tensors_fingerprint(pruned.state_dict()),
-            network=tensors_fingerprint(network.state_dict()),
-            plan=plan,
-            values=[pruning.recovery, pruning.ridge, pruning.calibration_images],
-        )
+        with self.record.timed("recovery"):
+            entry = self.reuse.own(
+                "recovered",
+                make,
+                weights=tensors_fingerprint(pruned.state_dict()),
+                network=tensors_fingerprint(network.state_dict()),
+                plan=plan,
+                values=[pruning.recovery, pruning.ridge, pruning.calibration_images],
+            )
         return with_kept_weights(pruned, entry)
 
     def uniform_curve(self, network: nn.Module, ranking: Ranking) -> None:

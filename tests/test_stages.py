@@ -14,6 +14,7 @@ from psvit.networks import build_network, load_network
 from psvit.pipeline import run
 from psvit.pruning import checkpoint
 from psvit.pruning.allocation import uniform_at
+from psvit.pruning.recovery import recover
 from psvit.setup import check_pruning
 from psvit.stages import Stages
 
@@ -152,3 +153,27 @@ def test_a_batch_that_is_shared_out_is_not_one_long_recording(config, tiny_run, 
     monkeypatch.setattr(networks, "world_size", lambda: 2)
     with pytest.raises(UserError, match=r"model\.batch_as_time=True: expected false"):
         build_network(cfg, data, None)
+
+
+def test_no_candidate_is_mended_twice(config, tiny_run, tmp_path, monkeypatch):
+    mended = []
+
+    def counted(pruned, base, plan, *options):
+        mended.append(tuple(sorted(plan.items())))
+        return recover(pruned, base, plan, *options)
+
+    monkeypatch.setattr("psvit.stages.recover", counted)
+    cfg = config(
+        *tiny_run,
+        "pruning=budgeted",
+        "pruning.ratios=[0.3,0.6]",
+        "pruning.target_memory_saving=0.3",
+        "pruning.calibration_images=64",
+        "finetune=none",
+        "logger=none",
+        "report=tables",
+    )
+    rows = run(cfg, tmp_path)["rows"]
+    # one step and two: both are tried, and the better one is the network of the table
+    assert len(mended) >= 2 and len(set(mended)) == len(mended)
+    assert rows[-1]["stage"] == "recovered"
