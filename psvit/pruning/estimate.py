@@ -62,9 +62,9 @@ def estimate_sensitivity(
             ``measure_sensitivity``.
 
     Returns:
-        The same columns. Of an estimated row ``images`` is that of the calibration and
-        ``top1_stderr`` the root mean square error of the fit on the measured rows. The JSON beside
-        the CSV has the rank correlations of predicted and measured rows.
+        The same columns. Of an estimated row ``images`` is that of the calibration, and both
+        standard errors are the root mean square error of the fit on the measured rows. The JSON
+        beside the CSV has the rank correlations of predicted and measured rows.
     """
     table = Table(model, ranking, ratios)
     found, images = predict(model.to(device), ranking, table, calibration, device)
@@ -203,7 +203,7 @@ def calibrate(found: dict[Candidate, float], sums: Sums, images: int) -> dict[Ca
         for candidate, value in found.items()
     }
     predicted = np.array([fit[candidate] for candidate in measured])
-    drops = top1 - np.array([values.top1 for values in measured.values()])
+    drops = np.array([values.drop for values in measured.values()])
     rises = np.array([values.loss for values in measured.values()]) - loss
     # per nat of divergence
     drop, rise = (
@@ -213,7 +213,9 @@ def calibrate(found: dict[Candidate, float], sums: Sums, images: int) -> dict[Ca
     return {
         candidate: Values(
             images,
-            max(top1 - drop * value, 0.0),
+            top1 - min(drop * value, top1),
+            error,
+            min(drop * value, top1),
             error,
             loss + rise * value,
             value,

@@ -106,16 +106,20 @@ def _log_files(run: Any, files: RunFiles) -> None:
     if files.sensitivity is not None:
         table = wandb.Table(dataframe=files.sensitivity)
         logged["sensitivity/table"] = table
-        logged["sensitivity/top1_against_ratio"] = wandb.plot.line(
-            table, "ratio", "top1", stroke="group", title="Sensitivity: validation top-1 (%), ratio"
+        logged["sensitivity/drop_against_ratio"] = wandb.plot.line(
+            table,
+            "ratio",
+            "drop",
+            stroke="group",
+            title="Sensitivity: drop in validation top-1 (points), ratio",
         )
-        logged["sensitivity/top1_against_memory"] = wandb.plot.scatter(
+        logged["sensitivity/drop_against_memory"] = wandb.plot.scatter(
             wandb.Table(
                 dataframe=files.sensitivity.assign(percent=100 * files.sensitivity["memory_saving"])
             ),
             "percent",
-            "top1",
-            title="Each group alone: validation top-1 (%), memory saving (%)",
+            "drop",
+            title="Each group alone: drop in validation top-1 (points), memory saving (%)",
         )
     if files.operations is not None:
         logged["operations/table"] = wandb.Table(dataframe=files.operations)

@@ -28,11 +28,13 @@ def accuracy_memory(run: RunFiles) -> Figure | None:
 def _uniform_curve(axis: Axes, run: RunFiles, rows: pd.DataFrame) -> None:
     alone = run.sensitivity
     saving, top1 = 100 * rows["memory_saving"], rows["top1"]
-    if alone is not None:
+    base = rows[rows["ratio"] == 0]
+    if alone is not None and len(base):
         alone = alone[alone["removed"] > 0]
         axis.plot(
             100 * alone["memory_saving"],
-            alone["top1"],
+            # perhaps measured on fewer images
+            base["top1"].iloc[0] - alone["drop"],
             ".",
             color=style.COLOURS["stream"],
             ms=5,
@@ -61,7 +63,6 @@ def _uniform_curve(axis: Axes, run: RunFiles, rows: pd.DataFrame) -> None:
                 color=style.GREY,
                 bbox=style.PAPER,
             )
-    base = rows[rows["ratio"] == 0]
     if len(base):
         axis.plot(0, base["top1"].iloc[0], "D", color="black", ms=6, zorder=3, label="base network")
     target = run.results.get("target_memory_saving")

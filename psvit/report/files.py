@@ -22,7 +22,8 @@ SENSITIVITY_COLUMNS = [
     "parameters",
     "memory_saving",
     "images",
-    "top1",
+    "drop",
+    "drop_stderr",
     "loss",
 ]
 UNIFORM_COLUMNS = [
@@ -80,18 +81,6 @@ class RunFiles:
     operations: pd.DataFrame | None = None
     # one row per network and class; see psvit.measure.classes
     classes: pd.DataFrame | None = None
-
-    @property
-    def base_validation(self) -> tuple[float, int] | None:
-        """Top-1 in percent and number of images of the base network on the validation split."""
-        measured = self.results.get("validation")
-        if measured:
-            return float(measured["top1"]), int(measured["images"])
-        if self.uniform is not None:
-            base = self.uniform[self.uniform["ratio"] == 0]
-            if len(base):
-                return float(base["top1"].iloc[0]), int(base["images"].iloc[0])
-        return None
 
     @property
     def split(self) -> str:

@@ -70,12 +70,10 @@ def sensitivities(folders: Iterable[str]) -> dict[bool, pd.DataFrame]:
     found: dict[bool, dict[str, pd.DataFrame]] = {}
     for folder in folders:
         table = read_table(Path(folder) / "sensitivity.csv", SENSITIVITY_COLUMNS)
-        base = read_table(Path(folder) / "uniform.csv", ["ratio", "top1"])
-        if table is not None and base is not None and (base["ratio"] == 0).any():
-            top1 = base.loc[base["ratio"] == 0, "top1"].iloc[0]
-            table = table.drop_duplicates(["group", "ratio"], keep="last")
+        if table is not None:
             recovered = mended(read_json(Path(folder) / "results.json"))
-            found.setdefault(recovered, {})[folder] = table.assign(drop=top1 - table["top1"])
+            rows = table.drop_duplicates(["group", "ratio"], keep="last")
+            found.setdefault(recovered, {})[folder] = rows
     return {
         recovered: pd.concat(tables, names=["run"]).reset_index(level="run").reset_index(drop=True)
         for recovered, tables in sorted(found.items())

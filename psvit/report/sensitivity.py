@@ -10,9 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from psvit.report import style
-from psvit.report.files import RunFiles, standard_error
+from psvit.report.files import RunFiles
 
 MARKERS = "osD^vP*X<>"
 
@@ -20,54 +21,62 @@ MARKERS = "osD^vP*X<>"
 def curves(run: RunFiles) -> Figure | None:
     """The drop against the share removed: a panel for each block, a line for each channel group.
 
-    The colour is the group's kind; the marker tells groups of one kind apart. All panels share
+    The colour is the group's kind; the marker tells groups of one kind apart; a band is one
+    standard error of the drop, taken image by image. All panels share
     their axes, so that blocks can be compared; drops stand on a square-root scale, so that one
     group that collapses does not press the others together.
     """
-    rows, base = run.sensitivity, run.base_validation
-    if rows is None or base is None:
+    rows = run.sensitivity
+    if rows is None:
         return None
     places = style.by_place(rows["group"].unique())
     columns = 3 if len(places) in (3, 5, 6, 9) else min(4, len(places))
     lines = math.ceil(len(places) / columns)
     looks = _looks(rows)
-    legend_lines = math.ceil((len(looks) + 1) / 4)
+    legend_lines = math.ceil((len(looks) + 2) / 4)
     figure = style.new_figure(max(2.6, 1.4 * lines + 0.45 + 0.17 * legend_lines))
     axes = list(figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flat)
-    error = float(standard_error(*base))
     for axis, (place, groups) in zip(axes, places.items(), strict=False):
         axis.set_title(place, loc="left", weight="bold")
-        axis.axhspan(-error, error, color="#dcdcdc", lw=0)
         axis.axhline(0, color=style.GREY, lw=0.8, ls="--")
         for group in groups:
             curve = rows[(rows["group"] == group) & (rows["removed"] > 0)].sort_values("ratio")
-            removed, drop = 100 * curve["removed"] / curve["size"], base[0] - curve["top1"]
+            removed, drop, error = (
+                np.array([0.0, *values])
+                for values in (
+                    100 * curve["removed"] / curve["size"],
+                    curve["drop"],
+                    curve["drop_stderr"],
+                )
+            )
             look = looks[_look(group, rows.loc[rows["group"] == group, "kind"].iloc[0])]
-            axis.plot([0, *removed], [0, *drop], gid=group, clip_on=False, **look)
+            axis.plot(removed, drop, gid=group, clip_on=False, **look)
+            band = {"color": look["color"], "alpha": 0.15, "lw": 0}
+            axis.fill_between(removed, drop - error, drop + error, **band)
     for axis in axes[len(places) :]:
         axis.set_axis_off()
     # also under a panel of the last line but one, where the last line ends early
     for axis in axes[max(0, len(places) - columns) : len(places)]:
         axis.tick_params(labelbottom=True)
     axes[0].set_xlim(0, 1.03 * float((100 * rows["removed"] / rows["size"]).max()))
-    _drop_axis(axes[0], base[0] - rows["top1"], error)
+    _drop_axis(axes[0], rows["drop"])
     figure.supxlabel("channels of the group removed (%)", fontsize=8)
     figure.supylabel(what(mended(run.results)), fontsize=8)
     handles = [Line2D([], [], label=_legend_name(key), **look) for key, look in looks.items()]
-    label = f"base network: {base[0]:.1f} %, ± 1 s.e."
-    handles.append(Line2D([], [], color=style.GREY, ls="--", label=label))
+    handles.append(Line2D([], [], color=style.GREY, ls="--", label="base network"))
+    handles.append(Patch(color=style.GREY, alpha=0.15, lw=0, label="± 1 standard error"))
     figure.legend(handles=handles, loc="outside upper center", ncols=min(4, len(handles)))
     return figure
 
 
 def drop_map(run: RunFiles) -> Figure | None:
     """The drop in points of every channel group (lines) at every ratio asked (columns)."""
-    rows, base = run.sensitivity, run.base_validation
-    if rows is None or base is None:
+    rows = run.sensitivity
+    if rows is None:
         return None
     # a group that lost no channel was not tested: its cell is empty, not a drop of zero
     tested = rows[(rows["removed"] > 0) | (rows["ratio"] == 0)]
-    drops = base[0] - tested.pivot(index="group", columns="ratio", values="top1")
+    drops = tested.pivot(index="group", columns="ratio", values="drop")
     kinds = dict(zip(rows["group"], rows["kind"], strict=True))
     columns = style.listing(kinds)
     longest = max(map(len, columns))
@@ -130,9 +139,9 @@ def _looks(rows: pd.DataFrame) -> dict[tuple[str, str], dict[str, object]]:
     return looks
 
 
-def _drop_axis(axis: Axes, drops: pd.Series, error: float) -> None:
+def _drop_axis(axis: Axes, drops: pd.Series) -> None:
     """A square-root scale, downwards, with as many ticks as it holds."""
-    lowest, highest = min(-error, drops.min()), max(2.0, 1.1 * drops.max())
+    lowest, highest = min(-0.2, drops.min()), max(2.0, 1.1 * drops.max())
     axis.set_yscale(
         "function",
         functions=(lambda y: np.sign(y) * np.sqrt(np.abs(y)), lambda y: np.sign(y) * np.square(y)),

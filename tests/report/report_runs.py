@@ -61,7 +61,8 @@ def sensitivity(groups: dict[str, tuple[str, int]], seed: int = 0) -> pd.DataFra
                     parameters,
                     saving,
                     360,
-                    97.0 - drop,
+                    drop,
+                    0.3,
                     0.1 + drop / 20,
                 )
             )

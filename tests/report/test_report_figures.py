@@ -66,7 +66,7 @@ def test_curves_have_a_panel_a_block_and_a_line_a_group(sized):
     for group, line in lines.items():
         measured = rows[rows["group"] == group]
         assert (line.get_xdata()[0], line.get_ydata()[0]) == (0, 0)  # the base network
-        np.testing.assert_allclose(line.get_ydata()[1:], 97.0 - measured["top1"])
+        np.testing.assert_allclose(line.get_ydata()[1:], measured["drop"])
         removed = 100 * measured["removed"] / measured["size"]
         np.testing.assert_allclose(line.get_xdata()[1:], removed)
         assert line.get_color() == style.COLOURS[measured["kind"].iloc[0]]
@@ -77,8 +77,8 @@ def test_map_shows_the_drop_of_every_group_at_every_ratio(sized):
     images = [axis.images[0].get_array() for axis in figure.axes if axis.images]
     shown = np.concatenate([image.filled(np.nan) for image in images])
     shown = shown[~np.isnan(shown).all(axis=1)]
-    rows = sized.sensitivity.pivot(index="group", columns="ratio", values="top1")
-    expected = 97.0 - rows.loc[sized.sensitivity["group"].unique()].to_numpy()
+    rows = sized.sensitivity.pivot(index="group", columns="ratio", values="drop")
+    expected = rows.loc[sized.sensitivity["group"].unique()].to_numpy()
     np.testing.assert_allclose(shown, expected, atol=0.051)
 
 

@@ -55,7 +55,7 @@ def test_curves_are_means_over_base_networks_not_over_jobs(sweep):
     lines = {line.get_gid(): line for axis in figure.axes for line in axis.lines if line.get_gid()}
     assert set(lines) == set(GROUPS)
     # jobs 0 and 3 have the same base network: it counts once
-    drops = [97.0 - report_runs.sensitivity(GROUPS, seed)["top1"] for seed in (0, 1)]
+    drops = [report_runs.sensitivity(GROUPS, seed)["drop"] for seed in (0, 1)]
     drawn = np.concatenate([lines[group].get_ydata()[1:] for group in GROUPS])
     np.testing.assert_allclose(drawn, np.mean(drops, axis=0))
     assert figure.legends[0].get_title().get_text().startswith("mean of 2 runs")

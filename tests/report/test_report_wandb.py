@@ -87,7 +87,7 @@ def test_native_charts_know_their_columns(offline):
         for name, chart in charts.items()
     }
     assert fields["uniform/top1_against_memory"]["x"] == "memory_saving_percent"
-    assert fields["sensitivity/top1_against_ratio"]["stroke"] == "group"
+    assert fields["sensitivity/drop_against_ratio"]["stroke"] == "group"
     assert fields["final/top1_against_memory"]["y"] == "top1"
     history = logged(offline[0], "history")
     for name in fields:

@@ -64,9 +64,10 @@ def measure_sensitivity(
 
     Returns:
         One row a group and ratio, with the columns ``COLUMNS``: ``top1`` and its standard error in
-        percent, ``loss`` (cross-entropy) and ``kl`` (divergence from the reference's outputs) in
-        nats, ``memory_saving`` a fraction, ``parameters`` of the whole network. In every process,
-        where ``torch.distributed`` runs several.
+        percent; ``drop`` against the base network on the same images and the standard error of that
+        difference, in points; ``loss`` (cross-entropy) and ``kl`` (divergence from the reference's
+        outputs) in nats; ``memory_saving`` a fraction; ``parameters`` of the whole network. In
+        every process, where ``torch.distributed`` runs several.
     """
     table = Table(model, ranking, ratios)
     sums = measure_candidates(

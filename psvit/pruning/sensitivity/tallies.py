@@ -16,11 +16,13 @@ Candidate = tuple[str, int]
 
 
 class Values(NamedTuple):
-    """What a row of the table says of a candidate: percent, nats."""
+    """What a row of the table says of a candidate: percent, points, nats."""
 
     images: int
     top1: float
     top1_stderr: float
+    drop: float
+    drop_stderr: float
     loss: float
     kl: float
     # measured | estimated
@@ -53,11 +55,20 @@ class Paired:
         """Images that the candidate has right and the base network wrong."""
         return self.lost + self.correct - self.base_correct
 
+    @property
+    def drop(self) -> float:
+        """Points of top-1 below the base network on the same images."""
+        return 100.0 * (self.lost - self.gained) / self.images
+
+    @property
+    def drop_stderr(self) -> float:
+        """Standard error of ``drop`` in points: images that both have right, or wrong, cancel."""
+        spread = (self.lost + self.gained) / self.images - (self.drop / 100.0) ** 2
+        return 100.0 * math.sqrt(max(spread, 0.0) / self.images)
+
     def top1(self, base: "Paired") -> float:
         """Top-1 in percent on all images of ``base``: its top-1 less the drop on those seen."""
-        return 100.0 * (
-            base.correct / base.images - (self.base_correct - self.correct) / self.images
-        )
+        return 100.0 * base.correct / base.images - self.drop
 
     def top1_stderr(self, base: "Paired") -> float:
         """Standard error of ``top1`` in points; of all images the binomial one.
@@ -65,11 +76,10 @@ class Paired:
         With b (base network right) and d (lost less gained) of an image, seen n of N times, the
         variance of mean(b) - mean(d) is var(b) / N + var(d) / n - 2 cov(b, d) / N.
         """
-        right, drop = base.correct / base.images, (self.lost - self.gained) / self.images
-        spread = (self.lost + self.gained) / self.images - drop**2
+        right, drop = base.correct / base.images, self.drop / 100.0
         together = self.lost / self.images - self.base_correct / self.images * drop
         both = (right * (1.0 - right) - 2.0 * together) / base.images
-        return 100.0 * math.sqrt(max(both + spread / self.images, 0.0))
+        return 100.0 * math.sqrt(max(both + (self.drop_stderr / 100.0) ** 2, 0.0))
 
     def loss(self, base: "Paired") -> float:
         """Mean cross-entropy in nats, likewise."""
@@ -153,6 +163,8 @@ class Sums:
                 tally.images,
                 tally.top1(self.base),
                 tally.top1_stderr(self.base),
+                tally.drop,
+                tally.drop_stderr,
                 tally.loss(self.base),
                 tally.kl,
             )
