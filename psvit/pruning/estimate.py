@@ -7,8 +7,9 @@ arXiv 1906.10771, of the log odds: the loss itself is flat where a trained netwo
 divergence of the outputs is to second order ½ E[s²] (Fisher), up to a scale.
 
 A few rows, spread evenly over the order so predicted, are measured. On them is fitted
-kl = a·(½ E[s²])^b by least squares of the logarithms, b at least 0, so that the order stays; what
-top-1 and loss lose is taken as proportional to kl. Measured rows stay as measured.
+Δkl = a·(½ E[s²])^b by least squares of the logarithms, b at least 0, so that the order stays; Δkl
+is what the cut adds to the divergence that the network itself has from the reference, where it was
+cut before. What top-1 and loss lose is taken as proportional to Δkl. Measured rows stay as they are.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -194,12 +195,15 @@ def calibrate(found: dict[Candidate, float], sums: Sums, images: int) -> dict[Ca
     base = sums.base
     top1, loss = 100.0 * base.correct / base.images, base.loss_sum / base.images
     x = np.log([max(found[candidate], LEAST) for candidate in measured])
-    kl = np.array([values.kl for values in measured.values()])
-    y = np.log(np.maximum(kl, LEAST))
-    spread = x - x.mean()
+    own = base.kl_sum / base.images
+    kl = np.array([values.kl for values in measured.values()]) - own
+    # a cut that adds nothing, or brings a network that was cut before closer, has no logarithm
+    adds = kl > 0 if (kl > 0).any() else np.ones_like(kl, dtype=bool)
+    at, y = x[adds], np.log(np.maximum(kl[adds], LEAST))
+    spread = at - at.mean()
     slope = max(float(spread @ y) / max(float(spread @ spread), LEAST), 0.0)
     fit = {
-        candidate: float(np.exp(y.mean() + slope * (np.log(max(value, LEAST)) - x.mean())))
+        candidate: float(np.exp(y.mean() + slope * (np.log(max(value, LEAST)) - at.mean())))
         for candidate, value in found.items()
     }
     predicted = np.array([fit[candidate] for candidate in measured])
@@ -218,7 +222,7 @@ def calibrate(found: dict[Candidate, float], sums: Sums, images: int) -> dict[Ca
             min(drop * value, top1),
             error,
             loss + rise * value,
-            value,
+            own + value,
             "estimated",
         )
         for candidate, value in fit.items()

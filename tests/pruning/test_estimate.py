@@ -51,21 +51,38 @@ def test_effects_are_what_a_factor_on_the_unit_changes(smooth, smooth_batches):
     assert effects.abs().max() > 1e-3
 
 
-def test_the_fit_by_hand():
-    # kl = 3 x², and 20 points of top-1 and 2 nats of loss a nat of divergence
-    base = Paired(1000, 900, 500.0, 0.0, 900, 500.0, 0)
+# a network that was cut before has itself a divergence from the reference
+@pytest.mark.parametrize("own", [0.0, 0.25])
+def test_the_fit_by_hand(own):
+    # kl = own + 3 x², and 20 points of top-1 and 2 nats of loss a nat that a cut adds
+    base = Paired(1000, 900, 500.0, 1000 * own, 900, 500.0, 0, 1000 * own)
     found = {("a", 1): 0.01, ("a", 2): 0.1, ("b", 1): 0.05}
     sums = Sums({}, base)
+    if own:
+        # a cut that brings it closer to the reference says nothing of the power
+        found["c", 1] = 0.02
+        sums.candidates["c", 1] = Paired(
+            1000, 900, 500.0, 1000 * own - 1e-9, 900, 500.0, 0, 1000 * own
+        )
     for name in [("a", 1), ("a", 2)]:
         kl = 3 * found[name] ** 2
         lost = round(1000 * 0.2 * kl)
         sums.candidates[name] = Paired(
-            1000, 900 - lost, 500.0 + 2000 * kl, 1000 * kl, 900, 500.0, lost
+            1000,
+            900 - lost,
+            500.0 + 2000 * kl,
+            1000 * (own + kl),
+            900,
+            500.0,
+            lost,
+            1000 * own,
         )
     values = calibrate(found, sums, images=77)["b", 1]
-    assert values.kl == pytest.approx(3 * 0.05**2)
-    assert values.loss == pytest.approx(0.5 + 2 * values.kl)
-    assert values.top1 == pytest.approx(90.0 - 20 * values.kl, abs=1e-3)
+    added = 3 * 0.05**2
+    assert values.kl == pytest.approx(own + added)
+    assert values.loss == pytest.approx(0.5 + 2 * added)
+    assert values.top1 == pytest.approx(90.0 - 20 * added, abs=1e-3)
+    assert values.drop == pytest.approx(20 * added, abs=1e-3)
     assert (values.images, values.method) == (77, "estimated")
 
 

@@ -8,7 +8,7 @@ import torch
 
 from psvit.pruning.ranking import Ranking
 from psvit.pruning.sensitivity import Stopping, measure_sensitivity
-from psvit.pruning.sensitivity.tallies import Paired
+from psvit.pruning.sensitivity.tallies import BatchTally, Paired
 
 CPU = torch.device("cpu")
 
@@ -64,6 +64,25 @@ def test_variance_of_a_row_that_saw_a_part_of_the_images():
     tops, errors = torch.tensor(found).T
     assert tops.mean().item() == pytest.approx(56.0, abs=1.0)
     assert errors.square().mean().sqrt().item() == pytest.approx(tops.std().item(), rel=0.08)
+
+
+def test_divergence_of_a_row_that_saw_a_part_of_the_images():
+    generator = torch.Generator().manual_seed(0)
+    draw = torch.randn(3, 40, 5, generator=generator, dtype=torch.float64)
+    reference, network, candidate = draw[0], draw[0] + draw[1], draw[0] + draw[1] + 0.1 * draw[2]
+    labels = torch.zeros(40, dtype=torch.long)
+
+    def kl(ours, theirs):
+        return (theirs.softmax(1) * (theirs.log_softmax(1) - ours.log_softmax(1))).sum(1)
+
+    whole = BatchTally(network, labels, reference)
+    part = BatchTally(network[:10], labels[:10], reference[:10])
+    base, row = whole.of(network), part.of(candidate[:10])
+    # what the cut adds on the ten, above what the network has on all: easy images fall out
+    added = (kl(candidate, reference) - kl(network, reference))[:10].mean()
+    assert row.kl(base) == pytest.approx(float(kl(network, reference).mean() + added))
+    every = whole.of(candidate).kl(base)
+    assert every == pytest.approx(float(kl(candidate, reference).mean()))
 
 
 def test_a_row_that_is_clear_is_shown_no_further_images(network, images, tmp_path):

@@ -46,6 +46,8 @@ class Paired:
     base_loss_sum: float = 0.0
     # images that the base network has right and the candidate wrong
     lost: int = 0
+    # of the base network, where another one is the reference
+    base_kl_sum: float = 0.0
 
     def __add__(self, other: "Paired") -> "Paired":
         return Paired(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
@@ -85,10 +87,9 @@ class Paired:
         """Mean cross-entropy in nats, likewise."""
         return base.loss_sum / base.images + (self.loss_sum - self.base_loss_sum) / self.images
 
-    @property
-    def kl(self) -> float:
-        """Mean divergence from the reference's outputs on the images seen, in nats."""
-        return self.kl_sum / self.images
+    def kl(self, base: "Paired") -> float:
+        """Mean divergence from the reference's outputs in nats, likewise."""
+        return base.kl_sum / base.images + (self.kl_sum - self.base_kl_sum) / self.images
 
 
 class BatchTally:
@@ -105,23 +106,26 @@ class BatchTally:
         self._expected = expected.double().log_softmax(1)
         self._right = base.argmax(1) == labels
         self._loss = self._cross_entropy(base)
+        self._kl = self._divergence(base)
 
     def of(self, logits: Tensor) -> Paired:
         """The sums of a candidate's logits ``[B, classes]``."""
         right = logits.argmax(1) == self.labels
-        # summed in float64, so that the batch size changes no digit that is shown
-        kl = F.kl_div(
-            logits.double().log_softmax(1), self._expected, reduction="sum", log_target=True
-        )
         return Paired(
             len(self.labels),
             int(right.sum()),
             float(self._cross_entropy(logits)),
-            float(kl),
+            float(self._divergence(logits)),
             int(self._right.sum()),
             float(self._loss),
             int((self._right & ~right).sum()),
+            float(self._kl),
         )
+
+    # both are summed in float64, so that the batch size changes no digit that is shown
+    def _divergence(self, logits: Tensor) -> Tensor:
+        ours = logits.double().log_softmax(1)
+        return F.kl_div(ours, self._expected, reduction="sum", log_target=True)
 
     def _cross_entropy(self, logits: Tensor) -> Tensor:
         return F.cross_entropy(logits.double(), self.labels, reduction="sum")
@@ -166,7 +170,7 @@ class Sums:
                 tally.drop,
                 tally.drop_stderr,
                 tally.loss(self.base),
-                tally.kl,
+                tally.kl(self.base),
             )
             for candidate, tally in self.candidates.items()
             if tally.images
