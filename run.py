@@ -1,6 +1,7 @@
 """PSViT's command: ``python run.py pruning=fine_grained``, or ``-m`` for a multirun."""
 
 import atexit
+import logging
 import os
 import re
 import shutil
@@ -31,15 +32,23 @@ from psvit.resume import (
     stoppable,
 )
 from psvit.stored import resumed_arguments, stored_config
-from psvit.suggest import check_choices, check_files, did_you_mean, how_to_quote
+from psvit.suggest import (
+    NO_CHOICE,
+    check_choices,
+    check_files,
+    choices,
+    did_you_mean,
+    how_to_quote,
+    without_append,
+)
 
 FAILED = 2
 # asked before Hydra is told to raise what it meets
 traceback_shown = traceback_wanted()
 # what a failed job of a multirun leaves in its folder; the comparison at the end reads it
 REASON = "failure.txt"
-# plugins of Hydra that an extra installs
-PLUGINS = re.compile(r"joblib|optuna|submitit")
+# launchers and sweepers of Hydra that an extra installs
+PLUGINS = re.compile(r"hydra/(launcher|sweeper)/(joblib|optuna|submitit_(local|slurm))")
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -110,7 +119,7 @@ def give_up(folder: Path, error: Exception) -> None:
 
 
 def one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return " ".join(without_append(error).split()) or type(error).__name__
 
 
 def tell(error: Exception, prefix: str = "") -> int:
@@ -123,16 +132,19 @@ def tell(error: Exception, prefix: str = "") -> int:
 
 
 def as_hydra_has_it(arguments: Sequence[str]) -> list[str]:
-    """``+experiment=NAME``, which would add a group to the defaults, as ``experiment=NAME``."""
-    return [re.sub(r"^\+experiment=", "experiment=", argument) for argument in arguments]
+    """``+experiment=NAME``, which would add a group to the defaults, as ``experiment=NAME``, and
+    ``model.module=NAME``, which few configs have, as ``++model.module=NAME``."""
+    written = {r"\+experiment=": "experiment=", r"\+?model\.module=": "++model.module="}
+    found = list(arguments)
+    for given, meant in written.items():
+        found = [re.sub(f"^{given}", meant, argument) for argument in found]
+    return found
 
 
 def missing_plugin(error: Exception) -> str:
     """How to get a launcher or sweeper that is not installed; "" for any other error."""
-    text = one_line(error)
-    if re.search(r"(Could not find|In '.*) ?'?hydra/(launcher|sweeper)", text) and PLUGINS.search(
-        text
-    ):
+    asked = NO_CHOICE.search(str(error))
+    if asked and PLUGINS.fullmatch("/".join(asked.groups())):
         return ' (not installed: pip install -e ".[sweeps]")'
     return ""
 
@@ -145,6 +157,10 @@ if __name__ == "__main__":
         elsewhere = tempfile.mkdtemp()
         atexit.register(shutil.rmtree, elsewhere, ignore_errors=True)
         sys.argv += [f"hydra.{mode}.dir={elsewhere}" for mode in ("run", "sweep")]
+    # Optuna's database tells every plugin that it sets up
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    # what --help shows of the groups
+    OmegaConf.register_new_resolver("choices", lambda: choices(sys.argv[1:]), replace=True)
     try:
         sys.argv[1:] = resumed_arguments(as_hydra_has_it(sys.argv[1:]))
         check_choices(sys.argv[1:])

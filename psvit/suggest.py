@@ -6,6 +6,7 @@ import inspect
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,11 @@ from psvit.errors import UserError
 CONF = Path(__file__).parents[1] / "conf"
 NO_OPTION = re.compile(r"Could not override '([^']+)'|'([^']+)' does not exist")
 NO_CHOICE = re.compile(r"Could not find '(.+)/([^/']+)'")
+# what Hydra adds to an option or a group that it does not find
+ADVICE = re.compile(r"\nTo append to your .*")
+# names that these have elsewhere, and the sections where they are looked for
+USUAL = {"epochs": "trainer.max_epochs", "lr": "training.lr", "learning_rate": "training.lr"}
+OF_TRAINING = ("", "train", "trainer", "training")
 # of what the program reads itself; a model's and the Trainer's options may be left to their classes
 TAKEN_OUT = re.compile(r"~((?:dataset|training|pruning|finetune|measure)\.[^=]+)")
 # files that set options of any group, which Hydra merges without a look at their names
@@ -177,6 +183,45 @@ def did_you_mean(error: Exception, arguments: Sequence[str]) -> str:
     return ""
 
 
+def without_append(error: Exception) -> str:
+    """An error's text, without Hydra's advice to add an option with ``+`` that no config has."""
+    text = str(error)
+    if not isinstance(error, ConfigCompositionException) or not (found := NO_OPTION.search(text)):
+        return text
+    given: Any = None
+    for name in reversed((found[1] or found[2]).split(".")):
+        given = {name: given}
+    try:
+        _check_names(given, _known(CONF))
+    except UserError:
+        return ADVICE.sub("", text)
+    return text
+
+
+def choices(arguments: Sequence[str]) -> str:
+    """The groups of options and their choices, a line each, as ``--help`` shows them.
+
+    Hydra's own list takes every folder in ``conf/`` that holds a YAML file for a group.
+
+    Args:
+        arguments: the command line, whose ``--config-dir`` may have choices of the user's own.
+    """
+    found: dict[str, set[str]] = {}
+    for conf in (CONF, *_config_dirs(arguments)):
+        for path in conf.glob("*/*.yaml"):
+            group = path.parent.name
+            if (CONF / group).is_dir() and group not in ("local", "hydra"):
+                found.setdefault(group, set()).add(path.stem)
+    return "\n".join(f"{group}: {', '.join(sorted(found[group]))}" for group in sorted(found))
+
+
+def _config_dirs(arguments: Sequence[str]) -> list[Path]:
+    """The folders of configs that a command line names besides ``conf/``."""
+    found = [value for name, value in pairwise(arguments) if name in ("--config-dir", "-cd")]
+    found += [each.partition("=")[2] for each in arguments if each.startswith("--config-dir=")]
+    return [Path(each).absolute() for each in found]
+
+
 def how_to_quote(error: Exception) -> str:
     """ " (put the value in quotes: …)" behind an argument that Hydra's grammar does not have, or ""
     where quotes are not what it lacks."""
@@ -203,6 +248,8 @@ def _nearest(option: str, options: Sequence[str]) -> str | None:
     ``training.lr``.
     """
     section, _, last = option.rpartition(".")
+    if section in OF_TRAINING and USUAL.get(last) in options:
+        return USUAL[last]
     beside = {
         each.rpartition(".")[2]: each for each in options if each.rpartition(".")[0] == section
     }
@@ -219,10 +266,12 @@ def _nearest(option: str, options: Sequence[str]) -> str | None:
 
 def _options(arguments: Sequence[str]) -> list[str]:
     """The options and groups that there are with the groups' choices of the command line."""
-    choices = [each for each in arguments if (CONF / each.split("=")[0].lstrip("+")).is_dir()]
+    given = (each for each in arguments if "=" in each)
+    chosen = [each for each in given if (CONF / each.split("=")[0].lstrip("+")).is_dir()]
+    places = ",".join(f"'file://{folder}'" for folder in _config_dirs(arguments))
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = compose("config", choices)
+            cfg = compose("config", [*chosen, f"hydra.searchpath=[{places}]"])
     except HydraException:
         return []
     groups = [path.name for path in CONF.iterdir() if path.is_dir()]

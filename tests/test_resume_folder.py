@@ -161,7 +161,25 @@ def test_a_module_is_imported_only_where_the_user_says_so(folder, config):
     changed(folder, model={"module": "my_network"})
     with pytest.raises(UserError, match=r"add model\.module=my_network"):
         stored_config(config(), folder)
-    assert stored_config(config("+model.module=my_network"), folder).model.module == "my_network"
+    assert stored_config(config("++model.module=my_network"), folder).model.module == "my_network"
+
+
+def test_the_advice_works_as_it_is_written(folder, monkeypatch, capsys):
+    """``python run.py resume=FOLDER``, then with what its message says to add."""
+    model = yaml.safe_load((folder / "config.yaml").read_text())["model"]
+    changed(folder, model={**model, "module": "no_network_of_mine"})
+
+    def told(*advice):
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+        monkeypatch.setattr("sys.argv", [str(RUN), f"resume={folder}", *advice])
+        with pytest.raises(SystemExit):
+            runpy.run_path(str(RUN), run_name="__main__")
+        return capsys.readouterr().err
+
+    _, _, advice = told().strip().partition(": add ")
+    assert advice == "model.module=no_network_of_mine"
+    # on to the import, which is where this network ends
+    assert "No module named 'no_network_of_mine'" in told(advice)
 
 
 def test_yaml_makes_no_objects(folder, config, tmp_path):

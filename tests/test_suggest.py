@@ -4,10 +4,13 @@ import shutil
 
 import pytest
 import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import ConfigCompositionException
 
 from psvit.config import check_config
 from psvit.errors import UserError
-from psvit.suggest import CONF, check_files
+from psvit.suggest import CONF, check_files, choices, did_you_mean, without_append
 
 
 @pytest.fixture
@@ -116,3 +119,60 @@ def test_an_option_that_is_added_and_that_nothing_reads(config, added, meant):
 def test_what_may_be_added(config, added):
     cfg = config("pruning.budget=[memory,macs]", added)
     check_config(cfg)
+
+
+def refusal(option):
+    """Hydra's error at an option of the command line, given as it is."""
+    with (
+        initialize_config_dir(str(CONF), version_base="1.3"),
+        pytest.raises(ConfigCompositionException) as error,
+    ):
+        compose("config", [option])
+    return error.value
+
+
+@pytest.mark.parametrize(
+    ("option", "meant"),
+    [
+        ("trainer.epochs", "trainer.max_epochs"),
+        ("training.epochs", "trainer.max_epochs"),
+        ("epochs", "trainer.max_epochs"),
+        ("finetune.epoch", "finetune.epochs"),
+        ("training.learning_rate", "training.lr"),
+        ("model.foo", None),
+    ],
+)
+def test_an_option_of_the_command_line_that_no_config_has(option, meant):
+    error = refusal(f"{option}=3")
+    assert f"+{option}=3" in str(error)
+    # which is refused, as the tests above have it
+    assert without_append(error).strip() == f"Could not override '{option}'."
+    assert did_you_mean(error, []) == (f" (did you mean {meant}?)" if meant else "")
+
+
+@pytest.mark.parametrize("option", ["trainer.max_steps", "pruning.ratio"])
+def test_advice_that_is_right_is_left(option):
+    error = refusal(f"{option}=1")
+    assert without_append(error) == str(error)
+
+
+@pytest.mark.parametrize("given", ["--config-dir={}", "--config-dir {}", "-cd {}"])
+def test_a_network_of_ones_own_has_its_own_options(tmp_path, given):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/my_network.yaml").write_text("module: mine\nname: mine\nbreadth: 4\n")
+    arguments = [*given.format(tmp_path).split(), "model=my_network"]
+    error = refusal("model.breadht=1")
+    assert did_you_mean(error, arguments) == " (did you mean model.breadth?)"
+    (line,) = [each for each in choices(arguments).splitlines() if each.startswith("model: ")]
+    assert "my_network" in line and "my_network" not in choices([])
+
+
+def test_the_groups_of_the_help_are_those_that_can_be_chosen():
+    shown = dict(line.split(": ") for line in choices([]).splitlines())
+    defaults = yaml.safe_load((CONF / "config.yaml").read_text())["defaults"]
+    named = {name for each in defaults if isinstance(each, dict) for name in each}
+    assert shown.keys() == {name for name in named if " " not in name}
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        for group, names in shown.items():
+            assert names.split(", ") == sorted(loader.get_group_options(group))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from hydra.utils import get_class
 from omegaconf import OmegaConf
@@ -57,6 +57,13 @@ def test_an_experiment_is_named_with_and_without_a_plus(program):
     assert program["as_hydra_has_it"](given) == expected
 
 
+@pytest.mark.parametrize("sign", ["", "+", "++"])
+def test_a_network_of_ones_own_is_named_with_and_without_a_plus(hydra_config, program, sign):
+    given = ["ckpt_path=RUN/base", f"{sign}model.module=my_network"]
+    cfg = hydra_config(*program["as_hydra_has_it"](given))
+    assert cfg.model.module == "my_network"
+
+
 def test_what_a_search_is_told(program):
     row = {"name": "uniform", "top1": 90.0, "memory_mb": 1.5}
     objectives = program["objectives"]
@@ -67,12 +74,31 @@ def test_what_a_search_is_told(program):
 @pytest.mark.parametrize("option", ["hydra/launcher=joblib", "hydra/sweeper=optuna"])
 def test_a_plugin_that_is_not_installed(hydra_config, program, option):
     group, _, name = option.partition("=")
+    # what Hydra says without the plugin; those that are there it lists
     with pytest.raises(HydraException) as error:
-        hydra_config(f"{group}=missing_{name}")
-    assert 'pip install -e ".[sweeps]"' in program["missing_plugin"](error.value)
+        hydra_config(f"{group}=no_such")
+    absent = MissingConfigException(str(error.value).replace("no_such", name))
+    assert 'pip install -e ".[sweeps]"' in program["missing_plugin"](absent)
+
+
+@pytest.mark.parametrize(
+    ("option", "hint"),
+    [
+        ("hydra/launcher=jobli", " (did you mean hydra/launcher=joblib?)"),
+        ("hydra/sweeper=optunaa", " (did you mean hydra/sweeper=optuna?)"),
+        ("hydra/launcher=foo", ""),
+        ("pruning=joblib", ""),
+    ],
+)
+def test_a_misspelt_plugin_is_not_one_that_is_not_installed(
+    hydra_config, program, capsys, option, hint
+):
     with pytest.raises(HydraException) as error:
-        hydra_config("pruning=joblib")
-    assert program["missing_plugin"](error.value) == ""
+        hydra_config(option)
+    program["tell"](error.value)
+    line = capsys.readouterr().err.strip()
+    assert "not installed" not in line
+    assert line.endswith(hint) and ("did you mean" in line) == bool(hint)
 
 
 def test_the_jobs_of_the_sensitivity_sweep_are_all_groups_and_ratios(hydra_config):
