@@ -1,6 +1,7 @@
 """Reads the files of a run folder: they are the record that every report is made from."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,10 +104,7 @@ def read_run(folder: str | Path) -> RunFiles:
         raise UserError("folder", folder, "not a run folder: it holds no results.json")
     results = _read(folder / "results.json", lambda path: json.loads(path.read_text()))
     _check_results(results, folder)
-    sensitivity = read_table(folder / "sensitivity.csv", SENSITIVITY_COLUMNS)
-    if sensitivity is not None:
-        # a resumed analysis may have measured its last row twice
-        sensitivity = sensitivity.drop_duplicates(["group", "ratio"], keep="last")
+    sensitivity = read_sensitivity(folder, results)
     uniform = read_table(folder / "uniform.csv", UNIFORM_COLUMNS)
     plan = _read(folder / "plan.yaml", _load_mapping) or {}
     return RunFiles(
@@ -169,8 +167,48 @@ def _read(path: Path, parse: Any) -> Any:
         raise UserError("folder", path.parent, f"{path.name} cannot be read ({reason})") from error
 
 
-def read_table(path: Path, columns: list[str]) -> pd.DataFrame | None:
+def read_sensitivity(folder: Path, results: dict[str, Any]) -> pd.DataFrame | None:
+    """The rows of ``sensitivity.csv``, each once, or None where there are none.
+
+    Args:
+        folder: the run's.
+        results: its ``results.json``.
+
+    Raises:
+        UserError: the file cannot be read, or its rows have no drop.
+    """
+
+    def with_drops(frame: pd.DataFrame) -> pd.DataFrame:
+        """Earlier versions wrote the top-1 alone."""
+        if "drop" in frame or not {"top1", "images"} <= set(frame):
+            return frame
+        base = results.get("validation") or {}
+        # a drop is one of the same images
+        if "top1" not in base or not frame["images"].dropna().eq(base.get("images")).all():
+            reason = (
+                "an earlier version made sensitivity.csv, on fewer images than the base network's "
+                "top-1: expected the run made again"
+            )
+            raise UserError("folder", folder, reason)
+        # of the differences image by image nothing was kept
+        return frame.assign(drop=base["top1"] - frame["top1"], drop_stderr=0.0)
+
+    frame = read_table(folder / "sensitivity.csv", SENSITIVITY_COLUMNS, with_drops)
+    # a resumed analysis may have measured its last row twice
+    return None if frame is None else frame.drop_duplicates(["group", "ratio"], keep="last")
+
+
+def read_table(
+    path: Path,
+    columns: list[str],
+    completed: Callable[[pd.DataFrame], pd.DataFrame] = lambda frame: frame,
+) -> pd.DataFrame | None:
     """A CSV's rows that have all of ``columns``, or None where there is no file or no such row.
+
+    Args:
+        path: the file.
+        columns: those of names are text, the others numbers.
+        completed: adds columns that an earlier version did not write.
 
     Raises:
         UserError: the file cannot be read, lacks a column, or holds words for numbers.
@@ -178,6 +216,7 @@ def read_table(path: Path, columns: list[str]) -> pd.DataFrame | None:
     frame = _read(path, _load_table)
     if frame is None:
         return None
+    frame = completed(frame)
     missing = [column for column in columns if column not in frame]
     if missing:
         reason = f"{path.name} lacks the columns {', '.join(missing)}"

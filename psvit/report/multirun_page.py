@@ -9,7 +9,7 @@ import pandas as pd
 from psvit.files import read_json, write_text
 from psvit.report import comparison_text, style
 from psvit.report.comparison import DONE
-from psvit.report.files import SENSITIVITY_COLUMNS, read_table
+from psvit.report.files import read_sensitivity
 from psvit.report.html import from_markdown, render
 from psvit.report.page import PAGE
 from psvit.report.sensitivity import mended
@@ -69,11 +69,13 @@ def sensitivities(folders: Iterable[str]) -> dict[bool, pd.DataFrame]:
     """
     found: dict[bool, dict[str, pd.DataFrame]] = {}
     for folder in folders:
-        table = read_table(Path(folder) / "sensitivity.csv", SENSITIVITY_COLUMNS)
-        if table is not None:
-            recovered = mended(read_json(Path(folder) / "results.json"))
-            rows = table.drop_duplicates(["group", "ratio"], keep="last")
-            found.setdefault(recovered, {})[folder] = rows
+        # a job that failed has no results either
+        if not (Path(folder) / "sensitivity.csv").is_file():
+            continue
+        results = read_json(Path(folder) / "results.json")
+        rows = read_sensitivity(Path(folder), results)
+        if rows is not None:
+            found.setdefault(mended(results), {})[folder] = rows
     return {
         recovered: pd.concat(tables, names=["run"]).reset_index(level="run").reset_index(drop=True)
         for recovered, tables in sorted(found.items())

@@ -153,9 +153,10 @@ def _tiles(run: RunFiles) -> list[tuple[str, str]]:
     base, last = run.row("base"), run.results["rows"][-1]
     tiles = [(f"{last['top1']:.2f} %", f"{run.split} top-1, {last['name']}")]
     if base is not None and last is not base:
-        drop = f"{base['top1'] - last['top1']:.2f}".replace("-", "−")
+        drop = round(base["top1"] - last["top1"], 2)
+        side = "above" if drop < 0 else "below"
         tiles += [
-            (f"{drop} points", f"below the base network ({base['top1']:.2f} %)"),
+            (f"{abs(drop):.2f} points", f"{side} the base network ({base['top1']:.2f} %)"),
             (table.SILENT, "so nothing is saved")
             if last.get("silent")
             else (f"{100 * last['memory_saving']:.1f} %", "memory saved"),

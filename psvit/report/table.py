@@ -153,9 +153,12 @@ def caption(run: RunFiles, names: Iterable[str] = tuple(COLUMNS)) -> str:
 def _work(run: RunFiles) -> str:
     """How operations and energy were counted."""
     options = run.config.get("measure", {})
+    # a smaller set has fewer than were asked for
+    there = [row["images"] for row in run.results["rows"] if row.get("images")]
+    images = min([options["images"], *there]) if options.get("images") else "some"
     text = (
         "Operations of one image, over all time steps: MACs dense; SOPs = MACs × firing rate, on "
-        f"{options.get('images', 'some')} {run.results.get('run', {}).get('split', 'test')} images."
+        f"{images} {run.results.get('run', {}).get('split', 'test')} images."
     )
     if {"mac_pj", "ac_pj"} <= options.keys():
         text += (

@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pandas as pd
 import pytest
 import report_runs
@@ -11,6 +12,7 @@ from psvit.errors import UserError
 from psvit.report import write_report
 from psvit.report.__main__ import main
 from psvit.report.files import CLASSES_COLUMNS, read_run
+from psvit.report.multirun_page import sensitivities
 
 TWO = {"stage1.block1.mlp.hidden": ("hidden", 64), "stage1.block1.conv.hidden": ("hidden", 32)}
 
@@ -111,3 +113,33 @@ def test_half_a_row_and_a_row_measured_twice_do_no_harm(tmp_path):
     (folder / "sensitivity.csv").write_text("\n".join([*rows, rows[-1], "stage1.block1.mlp"]))
     found = read_run(folder).sensitivity.reset_index(drop=True)
     pd.testing.assert_frame_equal(found, whole, check_dtype=False)
+
+
+def of_an_earlier_version(folder, images=360):
+    """``sensitivity.csv`` as it was before it had drops; returns today's."""
+    today = pd.read_csv(folder / "sensitivity.csv")
+    base = report_runs.results()["validation"]["top1"]
+    before = today.assign(top1=base - today["drop"], images=images)
+    columns = ["drop", "drop_stderr"]
+    before.drop(columns=columns).to_csv(folder / "sensitivity.csv", index=False)
+    return today
+
+
+def test_a_table_without_drops_is_read_where_its_images_are_the_base_networks(tmp_path):
+    folder = report_runs.write_run(tmp_path / "run", TWO)
+    today = of_an_earlier_version(folder)
+    write_report(folder)
+    assert (folder / "figures/sensitivity_curves.png").is_file()
+    for rows in (read_run(folder).sensitivity, *sensitivities([str(folder)]).values()):
+        np.testing.assert_allclose(rows["drop"], today["drop"], atol=1e-9)
+        assert (rows["drop_stderr"] == 0).all()
+
+
+def test_a_table_without_drops_on_fewer_images_is_refused(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    folder = report_runs.write_run(tmp_path / "run", TWO)
+    of_an_earlier_version(folder, images=128)
+    assert main([str(folder)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "an earlier version made sensitivity.csv, on fewer images" in line
+    assert line.startswith(f"folder={folder}: ") and line.endswith("the run made again")

@@ -48,6 +48,21 @@ def test_the_page_tells_the_table_and_the_whole_config(read, run):
     assert " ".join(yaml.safe_dump(run.config, sort_keys=False).split()) in read.text
 
 
+@pytest.mark.parametrize(
+    ("top1", "said"),
+    [
+        (103.07, "5.57 points above the base network (97.50 %)"),
+        (97.504, "0.00 points below the base network"),
+        (95.0, "2.50 points below the base network"),
+    ],
+)
+def test_a_better_network_is_above_the_base_network(tmp_path, run, top1, said):
+    results = report_runs.results()
+    results["rows"][-1]["top1"] = top1
+    read = Reader(page(replace(run, folder=tmp_path, results=results)))
+    assert said in read.text
+
+
 def test_a_run_without_pruning_has_a_page_without_its_sections(tmp_path, run):
     short = replace(
         run, folder=tmp_path, results=report_runs.results(("base",)), plan=None, sensitivity=None

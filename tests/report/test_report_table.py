@@ -188,6 +188,13 @@ def test_work_against_hand_computed_ones(measured):
     assert cells[2][-1] == "1,234 |"
 
 
+@pytest.mark.parametrize(("asked", "there", "told"), [(64, 37, "37"), (64, 359, "64")])
+def test_the_images_of_the_spikes_are_no_more_than_there_are(measured, asked, there, told):
+    few = changed(measured, lambda r: [row.update(images=there) for row in r["rows"]])
+    few = replace(few, config={**few.config, "measure": {"images": asked}})
+    assert f"firing rate, on {told} test images." in markdown(few)
+
+
 def test_the_energy_of_integers_is_told_where_it_is_another(measured):
     def spikes_alone(results):
         for row in results["rows"]:
