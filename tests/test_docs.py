@@ -8,16 +8,21 @@ import shlex
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from main_job import main_job
+from omegaconf import OmegaConf
+from PIL import Image
 
 from psvit.cache import StageCache
 from psvit.config import check_config
 from psvit.data import create_data
+from psvit.data.files import decode
+from psvit.data.transforms import EvalTransform
 
 ROOT = Path(__file__).parents[1]
 as_hydra_has_it = runpy.run_path(str(ROOT / "run.py"))["as_hydra_has_it"]
@@ -71,6 +76,14 @@ def test_a_command_composes(page, words, monkeypatch):
     check_config(cfg)
 
 
+def picture(path, width, height):
+    """A picture without edges or noise: two programs resize it nearly alike."""
+    y, x = np.mgrid[:height, :width]
+    waves = [np.sin(x / 7 + c) * np.cos(y / 9 - c) for c in range(3)]
+    values = 127.5 + 120 * np.stack(waves, axis=-1)
+    Image.fromarray(values.astype(np.uint8)).save(path)
+
+
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory, tiny_run):
     """The folder of a reader who has runs, under the names that the pages give them."""
@@ -78,6 +91,7 @@ def reader(tmp_path_factory, tiny_run):
     for name in ("outputs/runs/…", "outputs/runs/my_run", "RUN", "MULTIRUN/0", "MULTIRUN/1"):
         shutil.copytree(run, tmp_path / name)
     shutil.copytree(run / "pruned", tmp_path / "FOLDER")
+    picture(tmp_path / "picture.png", 40, 50)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
         yield tmp_path
@@ -107,6 +121,33 @@ def test_python_runs(page, reader, config, tiny_run):
         exec(compile(code, page, "exec"), given)
     if "logits" in given:
         assert given["logits"].shape == (2, given["data"].num_classes)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(
+    ("width", "height", "crop_pct"),
+    [(32, 32, 0.875), (65, 41, 0.875), (41, 65, 1.0), (20, 31, 0.9), (33, 32, 1.0)],
+)
+def test_a_picture_prepared_without_psvit(tmp_path, width, height, crop_pct, interpolation):
+    ((_, code),) = [block for block in blocks("python") if "def prepared" in block[1]]
+    given = {}
+    # without its last lines, which ask a network
+    exec(code.partition("\n(scores,)")[0], given)
+    picture(tmp_path / "picture.png", width, height)
+    preprocessing = {
+        "image_size": 32,
+        "mean": [0.49, 0.48, 0.45],
+        "std": [0.25, 0.24, 0.26],
+        "crop_pct": crop_pct,
+        "interpolation": interpolation,
+    }
+    found = given["prepared"](tmp_path / "picture.png", preprocessing)
+    transform = EvalTransform(OmegaConf.create(preprocessing))
+    expected = transform([decode(tmp_path / "picture.png")]).numpy()
+    assert found.dtype == expected.dtype and found.shape == expected.shape
+    # two of 255 levels, in units of the smallest deviation
+    levels = 0 if (width, height) == (32, 32) else 2
+    assert np.abs(found - expected).max() <= levels / 255 / 0.24 + 1e-6
 
 
 # an export takes seconds, and one page has it twice

@@ -157,4 +157,4 @@ def test_a_missing_package_is_named_with_its_remedy(saved, capsys, monkeypatch):
     monkeypatch.setattr(command, "PACKAGES", ("onnx", "nowhere_to_be_found"))
     assert command.main([str(saved / "base")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "nowhere_to_be_found" in line and "pip install psvit[export]" in line
+    assert "nowhere_to_be_found" in line and 'pip install -e ".[export]"' in line

@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
 def _check_options(options: argparse.Namespace) -> None:
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError("export", "ONNX", f"needs {missing[0]}: pip install psvit[export]")
+        raise UserError("export", "ONNX", f'needs {missing[0]}: pip install -e ".[export]"')
     import onnx
 
     newest = onnx.defs.onnx_opset_version()
