@@ -164,6 +164,21 @@ def make_budget(stages: Stages, network: nn.Module, ranking: Ranking) -> Budget:
     return budget
 
 
+def one_ratio_plan(stages: Stages, ranking: Ranking, budget: Budget) -> Plan:
+    """The cut by the smallest single ratio that meets the budget; see ``uniform_at``.
+
+    It is kept: where the budget is of time, a run that goes on would find another one.
+    """
+    kept = stages.reuse.own_value(
+        "one_ratio",
+        lambda: dict(allocation.uniform_at(ranking, budget)[1]),
+        network=tensors_fingerprint(budget.network.state_dict()),
+        model=budget.network.spec,
+        pruning=stages.cfg.pruning,
+    )
+    return Plan(kept)
+
+
 def round_budget(
     stages: Stages, whole: Budget, plan: Plan, network: nn.Module, share: float
 ) -> Budget | None:

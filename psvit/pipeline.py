@@ -13,16 +13,17 @@ from torch import nn
 from psvit.channels import Plan
 from psvit.compiled import compile_neurons
 from psvit.config import check_config, make_absolute
+from psvit.config.targets import targets
 from psvit.console import print_config, quiet_libraries
 from psvit.data import create_data
-from psvit.decide import decide, make_budget, round_budget
+from psvit.decide import decide, make_budget, one_ratio_plan, round_budget
 from psvit.errors import UserError
 from psvit.files import write_json, write_text
 from psvit.memory import keep_freed_memory
 from psvit.networks import build_network, load_network, load_teacher
 from psvit.processes import from_first, rank
 from psvit.provenance import environment
-from psvit.pruning import allocation, prune
+from psvit.pruning import prune
 from psvit.pruning.allocation import Budget
 from psvit.pruning.surgery import compose
 from psvit.report import write_report, write_tables
@@ -35,6 +36,9 @@ from psvit.setup import check_pruning, rank_one_ratio, set_deterministic
 from psvit.stages import Stages
 
 _log = logging.getLogger(__name__)
+
+# before any job of this process asks for fewer
+ALL_THREADS = torch.get_num_threads()
 
 
 def run(
@@ -81,8 +85,7 @@ def _claimed_run(
     seed_everything(cfg.seed, verbose=False)
     set_deterministic(cfg.trainer.deterministic)
     keep_freed_memory()
-    if cfg.threads is not None:
-        torch.set_num_threads(cfg.threads)
+    torch.set_num_threads(cfg.threads or ALL_THREADS)
     compile_neurons(cfg.compile)
     loaded = load_network(cfg)
     data = create_data(cfg.dataset, cfg.seed)
@@ -155,7 +158,7 @@ def _run(stages: Stages, network: nn.Module, trained: bool) -> None:
         if one_ratio is not ranking and not budget.reachable(one_ratio):
             _log.info("no network of one ratio: pruning.uniform_kinds cannot save as much")
         else:
-            _, rival = allocation.uniform_at(one_ratio, budget)
+            rival = one_ratio_plan(stages, one_ratio, budget)
             stages.record.add_row("uniform", prune(network, rival), "uniform", "pruned")
     _prune(stages, network, budget)
 
@@ -187,7 +190,7 @@ def _prune(stages: Stages, network: nn.Module, budget: Budget) -> None:
             break
         last = number
         plan = compose(network, plan, decision.plan)
-        stages.record.save_plan(network, plan, decision)
+        stages.record.save_plan(network, plan, decision, number)
         pruned = prune(current, decision.plan)
         stages.record.add_row(name, pruned, policy, "pruned")
         stages.record.save_network("pruned", pruned, plan)
@@ -207,3 +210,13 @@ def _prune(stages: Stages, network: nn.Module, budget: Budget) -> None:
             current = mended
     if last != rounds:
         stages.record.add_row(policy + step, current, policy, stage)
+    for resource, target in targets(cfg.pruning).items():
+        # times vary; whatever else a policy cannot reach it refuses, but for an accuracy's limit
+        if target and resource != "latency" and budget.savings(plan)[resource] < target:
+            _log.warning(
+                "the plan saves %.2f %% of %s, less than the %g %% asked for: "
+                "pruning.max_accuracy_drop allowed no more",
+                100 * budget.savings(plan)[resource],
+                resource,
+                100 * target,
+            )

@@ -14,13 +14,11 @@ from torch import nn
 
 from psvit.cache import tensors_fingerprint
 from psvit.channels import Plan
-from psvit.config.targets import targets
 from psvit.data import ImageData
 from psvit.files import write_csv, write_json
-from psvit.measure.footprint import memory_saving, parameters
 from psvit.measured import Measured
 from psvit.provenance import code_state
-from psvit.pruning import checkpoint, pruned_parameters
+from psvit.pruning import checkpoint
 from psvit.pruning.allocation import Decision
 from psvit.reuse import Reuse
 
@@ -71,7 +69,8 @@ class Record:
             "rows": [],
         }
         self.measured = Measured(cfg, data, folder, device)
-        self._decisions: list[Decision] = []
+        # round -> what was decided
+        self._decisions: dict[int, Decision] = {}
         # the commit of the code that a long run started with, whatever becomes of it meanwhile
         code_state()
 
@@ -120,31 +119,28 @@ class Record:
         target = self.cfg.pruning.get("target_memory_saving")
         return name == "base" or target == PUBLISHED["fine_grained"]["memory_saving"]
 
-    def save_plan(self, network: nn.Module, plan: Plan, decision: Decision) -> None:
+    def save_plan(self, network: nn.Module, plan: Plan, decision: Decision, number: int) -> None:
         """Write ``plan.yaml`` and, for every round so far, why: ``plan.csv``, ``plan_log.csv``.
 
         The plan is against the unpruned network, also where ``network`` came pruned.
+
+        Args:
+            network: the base network.
+            plan: of all rounds so far, against it.
+            decision: of the last one.
+            number: that round's, from 1 on.
         """
         original, whole = checkpoint.against_original(network, plan)
         whole.save(self.folder / "plan.yaml", original.channel_groups(), self.cfg.pruning.name)
-        self._decisions.append(decision)
+        self._decisions[number] = decision
+        decisions = self._decisions.items()
         for name, tables in (
-            ("plan.csv", [each.why for each in self._decisions]),
-            ("plan_log.csv", [each.log for each in self._decisions if each.log is not None]),
+            ("plan.csv", {number: each.why for number, each in decisions}),
+            ("plan_log.csv", {n: each.log for n, each in decisions if each.log is not None}),
         ):
             if tables:
-                rounds = range(1, len(tables) + 1)
-                table = pd.concat(tables, keys=rounds, names=["round"]).reset_index(level="round")
+                table = pd.concat(tables, names=["round"]).reset_index(level="round")
                 write_csv(self.folder / name, table)
-        target = targets(self.cfg.pruning).get("memory")
-        reached = memory_saving(pruned_parameters(network, plan), parameters(network))
-        if len(self._decisions) == self.cfg.pruning.rounds and target and reached < target:
-            # every policy refuses a target that it cannot reach otherwise
-            _log.warning(
-                "the plan saves %.2f %%, less than pruning.target_memory_saving: "
-                "pruning.max_accuracy_drop allowed no more",
-                100 * reached,
-            )
 
     def add_sensitivity(self, name: str, summary: dict[str, Any]) -> None:
         """Note how a sensitivity table, the file ``name``, was made."""

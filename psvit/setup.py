@@ -39,6 +39,7 @@ def rank_channels(
     network: nn.Module,
     base: nn.Module | None = None,
     importance: str | None = None,
+    all_groups: bool = False,
 ) -> Ranking:
     """The groups that the config lets be pruned, each one's channels in order of importance.
 
@@ -48,6 +49,7 @@ def rank_channels(
         network: whose channels.
         base: what ``network`` was cut from, where it was: limits are shares of its groups.
         importance: in place of the config's.
+        all_groups: also those that ``pruning.sensitivity.groups`` does not name.
     """
     whole = None
     if base is not None and base is not network:
@@ -59,7 +61,7 @@ def rank_channels(
         network,
         importance,
         list(pruning.kinds),
-        [*pruning.protect, *_not_analysed(pruning, network)],
+        [*pruning.protect, *([] if all_groups else _not_analysed(pruning, network))],
         pruning.scope,
         data.calibration_dataloader(pruning.calibration_images) if needs_images else None,
         round_to=pruning.round_to,
@@ -73,10 +75,11 @@ def rank_one_ratio(
     cfg: DictConfig, data: ImageData, network: nn.Module, ranking: Ranking
 ) -> Ranking:
     """What the networks of one ratio are cut by: ``ranking`` but for what the config has of its own
-    for them, the importance or the kinds of groups."""
+    for them, the importance or the kinds of groups; groups that are not analysed are cut too."""
     pruning = cfg.pruning
-    if pruning.uniform_importance not in (None, pruning.importance):
-        ranking = rank_channels(cfg, data, network, importance=pruning.uniform_importance)
+    importance = pruning.uniform_importance
+    if importance not in (None, pruning.importance) or pruning.sensitivity.groups is not None:
+        ranking = rank_channels(cfg, data, network, importance=importance, all_groups=True)
     return ranking.of_kinds(pruning.uniform_kinds)
 
 

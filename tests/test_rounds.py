@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 
@@ -112,3 +113,25 @@ def test_a_network_that_fell_silent_has_no_spikes_left_to_save(memory):
     else:
         with pytest.raises(UserError, match="of synops it spends nothing to save"):
             round_budget(stages, whole, plan, silent, 1.0)
+
+
+def test_a_round_that_is_left_out_keeps_its_number(pruned, monkeypatch, tmp_path):
+    # what the first round saved is enough for the second one, too
+    monkeypatch.setattr(
+        pipeline,
+        "round_budget",
+        lambda *rest: None if rest[-1] == 0.5 else round_budget(*rest),
+    )
+    rows = pruned("pruning.rounds=4", "pruning.target_memory_saving=0.3")
+    names = [row["name"] for row in rows[2:]]
+    assert names == ["global, round 1 of 4", "global, round 3 of 4", "global"]
+    assert pd.read_csv(tmp_path / "run1" / "plan.csv")["round"].unique().tolist() == [1, 3, 4]
+
+
+def test_a_target_that_the_rounds_do_not_reach_is_told(pruned, monkeypatch, caplog):
+    pruned("pruning.rounds=2", "pruning.target_memory_saving=0.3")
+    assert not any("less than" in message for message in caplog.messages)
+    refused(monkeypatch, "pruning.max_accuracy_drop")
+    pruned("pruning.rounds=2", "pruning.target_memory_saving=0.3", "seed=1")
+    (warning,) = (message for message in caplog.messages if "less than" in message)
+    assert "% of memory, less than the 30 % asked for: pruning.max_accuracy_drop" in warning

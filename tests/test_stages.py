@@ -8,7 +8,7 @@ import torch
 
 from psvit import networks, setup
 from psvit.data import create_data
-from psvit.decide import decide, make_budget
+from psvit.decide import decide, make_budget, one_ratio_plan
 from psvit.errors import UserError
 from psvit.networks import build_network, load_network
 from psvit.pipeline import run
@@ -177,3 +177,35 @@ def test_no_candidate_is_mended_twice(config, tiny_run, tmp_path, monkeypatch):
     # one step and two: both are tried, and the better one is the network of the table
     assert len(mended) >= 2 and len(set(mended)) == len(mended)
     assert rows[-1]["stage"] == "recovered"
+
+
+def test_a_run_that_goes_on_has_the_same_network_of_one_ratio(stages, monkeypatch):
+    options = ("pruning=global", "pruning.target_memory_saving=0.2")
+    first = stages(*options)
+    ranking = first.rank(first.base)
+    plan = one_ratio_plan(first, ranking, make_budget(first, first.base, ranking))
+    assert plan == uniform_at(ranking, make_budget(first, first.base, ranking))[1]
+    again = stages(*options)
+    # as another time would have it
+    monkeypatch.setattr("psvit.pruning.allocation.uniform_at", None)
+    assert one_ratio_plan(again, ranking, make_budget(again, again.base, ranking)) == plan
+
+
+def test_the_uniform_curve_cuts_groups_that_are_not_analysed(stages):
+    found = stages("pruning=sensitivity", "pruning.sensitivity.groups=[stage4*]")
+    ranking = found.rank(found.base)
+    assert all(name.startswith("stage4") for name in ranking.groups)
+    one_ratio = setup.rank_one_ratio(found.cfg, found.data, found.base, ranking)
+    whole = stages("pruning=sensitivity").rank(found.base)
+    assert set(one_ratio.groups) == set(whole.groups) > set(ranking.groups)
+
+
+def test_all_threads_are_all_again_behind_a_job_of_fewer(config, tiny_run, tmp_path, monkeypatch):
+    monkeypatch.setattr("psvit.pipeline.ALL_THREADS", 3)
+    options = (*tiny_run, "pruning=none", "logger=none", "report=tables")
+    try:
+        for threads, found in (("2", 2), ("null", 3)):
+            run(config(*options, f"threads={threads}"), tmp_path / threads)
+            assert torch.get_num_threads() == found
+    finally:
+        torch.set_num_threads(1)

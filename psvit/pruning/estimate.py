@@ -9,7 +9,7 @@ divergence of the outputs is to second order ½ E[s²] (Fisher), up to a scale.
 A few rows, spread evenly over the order so predicted, are measured. On them is fitted
 Δkl = a·(½ E[s²])^b by least squares of the logarithms, b at least 0, so that the order stays; Δkl
 is what the cut adds to the divergence that the network itself has from the reference, where it was
-cut before. What top-1 and loss lose is taken as proportional to Δkl. Measured rows stay as they are.
+cut before. What top-1 and loss lose is taken as proportional to Δkl. Measured rows stay so.
 """
 
 from collections.abc import Callable, Iterable, Sequence
