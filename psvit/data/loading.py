@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from timm.data.distributed_sampler import RepeatAugSampler
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, default_collate, get_worker_info
 
@@ -66,6 +67,28 @@ class ImageDataset(Dataset):
             return self.decode(image)
         except Exception as error:  # noqa: BLE001  decoders fail in any way on a broken file
             raise unreadable(image, error, self.root) from error
+
+
+class Repeats(RepeatAugSampler):
+    """Each image several times in a row, in an order that is drawn anew for each epoch.
+
+    timm's draws it from the epoch alone, so that runs of all seeds would see the same one.
+
+    Args:
+        images: what is sampled.
+        repeats: of each image in an epoch.
+        seed: of the order.
+    """
+
+    def __init__(self, images: Dataset, repeats: int, seed: int):
+        super().__init__(images, 1, 0, num_repeats=repeats, selected_round=0)
+        self._seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning tells the epoch."""
+        # far apart: no run has as many epochs
+        super().set_epoch(epoch + 1_000_003 * self._seed)
 
 
 class SharedBatches(BatchSampler):

@@ -7,14 +7,13 @@ from typing import Any
 import torch
 from lightning import LightningDataModule
 from omegaconf import DictConfig, OmegaConf
-from timm.data.distributed_sampler import RepeatAugSampler
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler, Subset
 
 from psvit.data.files import decode, read_all, verify
 from psvit.data.frames import FrameTrainTransform, FrameTransform
 from psvit.data.labelled import Labelled, Source
-from psvit.data.loading import ImageDataset, Loader, SharedBatches, collate
+from psvit.data.loading import ImageDataset, Loader, Repeats, SharedBatches, collate
 from psvit.data.options import EVENT_DATASETS, check_options
 from psvit.data.sources import read_source
 from psvit.data.splits import split
@@ -143,8 +142,7 @@ class ImageData(LightningDataModule):
             self._loaded_order = None
         repeats = self.cfg.augment.get("repeats", 1)
         if repeats > 1:
-            # drawn anew for each epoch, which Lightning tells it
-            order = RepeatAugSampler(self.train, 1, 0, num_repeats=repeats, selected_round=0)
+            order = Repeats(self.train, repeats, self.seed)
         else:
             order = RandomSampler(self.train, generator=self._order)
         return self._loader(

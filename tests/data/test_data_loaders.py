@@ -2,6 +2,7 @@ import pytest
 import torch
 from data_files import load_data
 
+from psvit.data.loading import Repeats
 from psvit.errors import UserError
 
 
@@ -92,3 +93,16 @@ def test_a_file_that_breaks_while_a_run_reads_it(folder, workers):
             list(data.val_dataloader())
     message = str(error.value)
     assert message.startswith(f"dataset.root={folder}: the image train/dog/07.webp cannot be read")
+
+
+def test_repeated_images_come_in_an_order_of_the_seed_and_the_epoch():
+    def order(seed, epoch):
+        sampler = Repeats(range(40), 2, seed)
+        sampler.set_epoch(epoch)
+        return list(sampler)
+
+    first = order(0, 0)
+    # each twice in a row, and as many in all as there are images
+    assert first[::2] == first[1::2] and len(first) == 40
+    assert len({tuple(order(seed, epoch)) for seed in (0, 1, 2) for epoch in (0, 1)}) == 6
+    assert first == order(0, 0) == list(Repeats(range(40), 2, 0))
