@@ -29,14 +29,14 @@ def removable(
         group: what is cut; at least one unit a head stays.
         round_to: the channels kept are a multiple of this, where a cut of the group can make them
             so; a group too narrow for that is cut evenly over its heads only.
-        min_keep: the least that stays: units, or below 1 a share of the group's units.
+        min_keep: the least that stays: channels, or below 1 a share of the group's.
         channels: channels of one unit.
         whole: units that the group had before it was first cut, which shares and width are of;
             None where it is whole.
     """
     whole = group.size if whole is None else whole
     # 0.07 of 100 is 7 units, also in floating point
-    floor = math.ceil((min_keep * whole if min_keep < 1 else min_keep) - 1e-9)
+    floor = math.ceil((min_keep * whole if min_keep < 1 else min_keep / channels) - 1e-9)
     cuts: Sequence[int] = range(group.heads, group.size - max(floor, group.heads) + 1, group.heads)
     if _roundable(group, round_to, channels, whole):
         cuts = [cut for cut in cuts if (group.size - cut) * channels % round_to == 0]
@@ -83,7 +83,7 @@ class Ranking:
     """The groups that may be pruned, each one's units in order of importance, how many may go.
 
     ``groups``: name -> group. ``scores``: name -> ``[size]`` float64, higher is kept.
-    ``already_cut``: whether ``whole`` was given.
+    ``already_cut``: whether ``whole`` was given. ``min_keep``: as given.
 
     Args:
         model: the base network.
@@ -137,7 +137,7 @@ class Ranking:
         self.scores = {
             name: score(model, group, scope, *statistics) for name, group in self.groups.items()
         }
-        self.already_cut = whole is not None
+        self.already_cut, self.min_keep = whole is not None, min_keep
         widths = {name: _channels(model, group) for name, group in self.groups.items()}
         if not self.already_cut and not any(
             _roundable(group, round_to, widths[name], group.size)

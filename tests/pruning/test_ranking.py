@@ -168,10 +168,10 @@ def test_units_removed_rounds_halves_up_within_a_head(heads):
 @pytest.mark.parametrize("min_keep", [0, 1, 5, 24, 0.3, 0.95])
 def test_removable_against_all_counts(size, heads, channels, round_to, min_keep):
     group = group_of(size, heads)
-    floor = min_keep * size if min_keep < 1 else min_keep
+    floor = min_keep * size * channels if min_keep < 1 else min_keep
     even = [kept for kept in range(1, size) if kept % heads == 0]
     multiples = [kept for kept in even if kept * channels % round_to == 0]
-    expected = {size - kept for kept in (multiples or even) if kept >= floor} | {0}
+    expected = {size - kept for kept in (multiples or even) if kept * channels >= floor} | {0}
     assert removable(group, round_to, min_keep, channels) == sorted(expected)
 
 

@@ -45,6 +45,7 @@ class Budget:
         network: what is cut; savings count against it.
         targets: resource -> share that goes, in (0, 1).
         meters: resource -> its meter; parameters need none to be given.
+        spent: what they have measured of the same network; it is shared.
 
     Raises:
         UserError: the network spends nothing of a resource, as one without spikes of ``synops``.
@@ -55,16 +56,18 @@ class Budget:
         network: nn.Module,
         targets: Mapping[str, float],
         meters: Mapping[str, Meter] | None = None,
+        spent: dict[tuple, float] | None = None,
     ):
         self.network = network
         self.targets = dict(targets)
         self._meters = dict(meters or {})
-        self._spent: dict[tuple, float] = {}
+        self._spent = {} if spent is None else spent
         for resource in self.targets:
-            self._meters.setdefault(resource, make_meter(network, resource))
+            if resource not in self._meters:
+                self._meters[resource] = make_meter(network, resource)
         self.base = {resource: self.spent(resource, Plan()) for resource in self.targets}
-        for resource, spent in self.base.items():
-            if not spent:
+        for resource, needed in self.base.items():
+            if not needed:
                 raise UserError(
                     "pruning.budget",
                     list(self.targets),
@@ -107,9 +110,7 @@ class Budget:
 
     def towards(self, targets: Mapping[str, float]) -> "Budget":
         """Other targets for the same resources; what was measured is not measured again."""
-        budget = Budget(self.network, targets, self._meters)
-        budget._spent = self._spent
-        return budget
+        return Budget(self.network, targets, self._meters, self._spent)
 
     def reachable(self, ranking: Ranking) -> bool:
         """Whether cutting every group of the ranking as far as it goes saves as much."""

@@ -1,6 +1,10 @@
 """The multiple-choice knapsack, solved to optimality."""
 
-from collections.abc import Mapping
+import ctypes
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
@@ -41,16 +45,37 @@ def choose_levels(
         unit = max(float(np.abs(savings).max()), 1e-30)
         constraints.append(LinearConstraint(savings[None] / unit, goal / unit, np.inf))
         least_cut += 1e-6 * savings / max(np.abs(savings).sum(), 1e-30)
-    result = milp(
-        # scaled, as the solver takes differences below 1e-7 for none
-        1e5 * (costs + least_cut),
-        constraints=constraints,
-        integrality=np.ones(len(owner)),
-        bounds=Bounds(0, 1),
-        # where nothing costs anything, to prove which choice cuts least may take minutes
-        options={"mip_rel_gap": 0.0 if costs.any() else 0.01, "node_limit": NODES},
-    )
+    with _unheard():
+        result = milp(
+            # scaled, as the solver takes differences below 1e-7 for none
+            1e5 * (costs + least_cut),
+            constraints=constraints,
+            integrality=np.ones(len(owner)),
+            bounds=Bounds(0, 1),
+            # where nothing costs anything, to prove which choice cuts least may take minutes
+            options={"mip_rel_gap": 0.0 if costs.any() else 0.01, "node_limit": NODES},
+        )
     if result.x is None:
         raise ValueError(f"no choice of levels saves {dict(goals)}")
     chosen = result.x.round().astype(bool)
     return {name: int(np.flatnonzero(chosen[owner == i])[0]) for i, name in enumerate(names)}
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """What HiGHS prints for its developers, whatever ``disp`` says, goes nowhere.
+
+    It is written past Python's streams, and perhaps only when C's buffer is flushed.
+    """
+    libc = ctypes.CDLL(None)
+    sys.stdout.flush()
+    libc.fflush(None)
+    heard = os.dup(1)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+        yield
+    finally:
+        libc.fflush(None)
+        os.dup2(heard, 1)
+        os.close(heard)

@@ -9,7 +9,7 @@ from torch import nn
 
 from psvit.errors import UserError
 from psvit.measure.footprint import memory_saving, parameters
-from psvit.pruning.ranking import Ranking
+from psvit.pruning.ranking import Ranking, removable
 from psvit.pruning.sensitivity.tallies import Candidate, Values
 from psvit.pruning.surgery import ParameterCounter
 
@@ -43,12 +43,15 @@ def grid_points(ranking: Ranking, ratios: Sequence[float]) -> list[tuple[str, fl
     """
     for group in ranking.groups.values():
         if any(ratios) and not ranking.already_cut and not ranking.units(group.name, max(ratios)):
+            heads = f" in {group.heads} heads" if group.heads > 1 else ""
+            lose = f"has {group.size} channels{heads} and can lose none"
+            if len(removable(group)) > 1:
+                reason = f"{group.name} {lose}: expected less, or the group in pruning.protect"
+                raise UserError("pruning.min_keep", ranking.min_keep, reason)
             raise UserError(
                 "pruning.protect",
                 group.name,
-                f"this group has {group.size} channels in {group.heads} heads and can lose none: "
-                f"name it in pruning.protect, use fewer model.num_heads, or a smaller "
-                f"pruning.round_to or pruning.min_keep",
+                f"this group {lose}: name it in pruning.protect, or use fewer model.num_heads",
             )
     return [
         (name, ratio)

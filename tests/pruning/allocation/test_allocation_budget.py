@@ -56,3 +56,11 @@ def test_of_several_that_no_cut_saves_the_furthest_is_named(network):
     budget = Budget(network, {"macs": 0.5, "memory": most + 0.01}, {"macs": saves(0.6)})
     with pytest.raises(UserError, match=r"^pruning\.target_memory_saving=.* of memory"):
         budget.check_reachable(ranking, 1.0, hidden)
+
+
+def test_what_was_measured_is_not_measured_again(network):
+    asked = []
+    budget = Budget(network, {"synops": 0.5}, {"synops": lambda plan: asked.append(plan) or 10.0})
+    budget.scaled(0.5).scaled(0.5)
+    budget.towards({"synops": 0.1})
+    assert len(asked) == 1

@@ -1,5 +1,6 @@
 """The knapsack against brute force; plans composed against pruning twice; the rounds."""
 
+import ctypes
 import itertools
 from functools import partial
 
@@ -7,13 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.optimize import milp
 
 from psvit.channels import Plan
 from psvit.errors import UserError
 from psvit.measure.footprint import parameters
 from psvit.measure.operations import count_macs
 from psvit.pruning import prune, pruned_parameters
-from psvit.pruning.allocation import Budget, budgeted, make_meter
+from psvit.pruning.allocation import Budget, budgeted, knapsack, make_meter
 from psvit.pruning.allocation.knapsack import choose_levels
 from psvit.pruning.ranking import Ranking, units_removed
 from psvit.pruning.sensitivity import grid_points
@@ -272,3 +274,19 @@ def test_where_nothing_costs_anything_little_is_cut():
     cost = {name: np.zeros(8) for name in saved}
     chosen = choose_levels(cost, {"memory": saved}, {"memory": goal})
     assert goal <= sum(saved[name][level] for name, level in chosen.items()) <= 1.02 * goal
+
+
+def test_what_the_solver_says_to_its_developers_is_not_heard(monkeypatch, capfd):
+    printed = ctypes.CDLL(None)
+
+    def talking(*args, **options):
+        # as HiGHS does, past Python's streams
+        printed.puts(b"transformNewIntegerFeasibleSolution")
+        return milp(*args, **options)
+
+    monkeypatch.setattr(knapsack, "milp", talking)
+    print("before")
+    choose_levels({"g": np.array([0.0, 1.0])}, {"m": {"g": np.array([0, 10])}}, {"m": 5})
+    print("behind")
+    printed.fflush(None)
+    assert capfd.readouterr().out == "before\nbehind\n"
