@@ -70,6 +70,13 @@ class Measured:
                 "%s is silent: no layer gets a spike, and what it saves in energy means nothing",
                 name,
             )
+        if tally.guesses:
+            _log.warning(
+                "%s is right no more often than naming the largest class each time: there is no "
+                "accuracy to lose; trainer.max_epochs and dataset.batch_size say how many steps a "
+                "network is trained",
+                name,
+            )
         classes = list(self.data.class_names)
         tables = {
             **found.tables,
@@ -82,6 +89,7 @@ class Measured:
         return {
             **tally.as_dict(),
             **compare(base, tally),
+            "guesses": tally.guesses,
             "parameters": size,
             "memory_mb": memory_mb(network),
             "memory_saving": memory_saving(size, whole),

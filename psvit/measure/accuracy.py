@@ -78,6 +78,14 @@ class Tally:
         """Mean Kullback-Leibler divergence from the reference's outputs in nats."""
         return self.kl_sum / self.images
 
+    @property
+    def guesses(self) -> bool:
+        """Whether ``top1`` is within two standard errors of naming the largest class each time."""
+        labels = torch.cat([labels for _, labels in self.answers or ()])
+        return self.top1 - 2 * self.top1_stderr <= 100.0 * float(labels.bincount().max()) / len(
+            labels
+        )
+
     def as_dict(self) -> dict[str, float | None]:
         """Accuracies and their standard errors in percent, ``loss`` in nats, ``images``."""
         return {

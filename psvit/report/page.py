@@ -93,7 +93,8 @@ def page(run: RunFiles) -> str:
 
 
 def warnings(run: RunFiles) -> list[str]:
-    """What a reader must not overlook: networks that do not fire, whatever they seem to save."""
+    """What a reader must not overlook: networks that do not fire, whatever they seem to save, and a
+    base network with nothing to lose."""
     silent = [row["name"] for row in run.results["rows"] if row.get("silent")]
     found = [
         f"Dead network, not a saving: {name} fired no spike on the images measured."
@@ -102,6 +103,12 @@ def warnings(run: RunFiles) -> list[str]:
     rows = run.diagnostics
     if not silent and rows is not None and firing.dead(rows):
         found.append("Dead network, not a saving: after the cut no spike reaches the classifier.")
+    base = run.row("base")
+    if base is not None and base.get("guesses"):
+        found.append(
+            "Nothing to lose: the base network is right no more often than naming the largest "
+            "class each time."
+        )
     return found
 
 

@@ -35,6 +35,15 @@ def test_a_tally_by_hand():
     }
 
 
+@pytest.mark.parametrize(("right", "guesses"), [(60, True), (68, True), (71, False), (100, False)])
+def test_who_is_no_better_than_the_largest_class(right, guesses):
+    # 60 of 100 images are of class 0; two standard errors are about nine points
+    labels = torch.tensor([0] * 60 + [1] * 40)
+    answers = torch.where(torch.arange(100) < right, labels, 1 - labels)
+    tally = Tally(answers=[]).add(torch.nn.functional.one_hot(answers, 2).float(), labels)
+    assert tally.top1 == right and tally.guesses == guesses
+
+
 def test_divergence_by_hand():
     expected = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 3.0], [0.0, 0.5, 0.0], [-1.0, 0.0, 4.0]])
     total = 0.0

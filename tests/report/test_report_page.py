@@ -1,4 +1,5 @@
 import base64
+import copy
 import json
 from dataclasses import replace
 
@@ -119,6 +120,15 @@ def test_a_network_that_fell_silent_is_told_at_the_head(tmp_path, run):
         "Dead network, not a saving: after the cut no spike reaches the classifier."
     ]
     assert warnings(run) == []
+
+
+def test_a_base_network_at_chance_is_told_at_the_head(run):
+    results = copy.deepcopy(run.results)
+    results["rows"][-1]["guesses"] = True
+    assert warnings(replace(run, results=results)) == []
+    results["rows"][0]["guesses"] = True
+    (told,) = warnings(replace(run, results=results))
+    assert told.startswith("Nothing to lose: the base network")
 
 
 def test_the_images_are_called_what_they_are(run):
