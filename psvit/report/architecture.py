@@ -10,6 +10,8 @@ from psvit.report.files import RunFiles
 
 # bars in a line, so that a bar's figure stays readable
 LONGEST = 34
+# and in one as wide as the page
+ENOUGH = 12
 # empty bars between two blocks
 GAP = 0.7
 # what is left of a colour where channels are removed
@@ -26,13 +28,16 @@ def architecture(run: RunFiles) -> Figure | None:
         return None
     rows = run.plan.set_index("group")
     lines = _lines(style.by_place(rows.index))
-    figure = style.new_figure(1.75 * len(lines) + 0.45)
-    axes = figure.subplots(len(lines), 1, sharey=True, squeeze=False)[:, 0]
     widest = max(_width(line) for line in lines)
+    # a few bars take a part of the page, and are not broad
+    width = style.WIDTH * min(1.0, max(widest / ENOUGH, 0.35))
+    figure = style.new_figure(1.75 * len(lines) + 0.45, width)
+    axes = figure.subplots(len(lines), 1, sharey=True, squeeze=False)[:, 0]
     for axis, line in zip(axes, lines, strict=True):
         _draw_line(axis, line, rows)
-        axis.set_xlim(-0.8, max(widest, 12) - 0.2)
+        axis.set_xlim(-0.8, widest - GAP - 0.2)
         axis.set_ylabel("channels")
+        axis.yaxis.get_major_locator().set_params(integer=True)
     axes[0].set_ylim(0, 1.14 * rows["size"].max())
     style.kind_legend(figure, rows["kind"])
     return figure

@@ -8,7 +8,6 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -103,7 +102,8 @@ def pareto(table: pd.DataFrame) -> Figure | None:
             _draw(axis, line.sort_values("memory_saving"), *looks[policy], dashes[recovery])
     _scale(axes[0], rows)
     figure.supxlabel("memory saving (% of the base network's parameters)", fontsize=8)
-    figure.supylabel("drop in top-1 (points)", fontsize=8)
+    scale = ", square-root scale" if axes[0].get_yscale() == "function" else ""
+    figure.supylabel(f"drop in top-1 (points{scale})", fontsize=8)
     named = looks
     if "importance" not in apart and rows["importance"].nunique() > 1:
         used = rows.groupby("policy")["importance"].first()
@@ -161,23 +161,14 @@ def _scale(axis: Axes, rows: pd.DataFrame) -> None:
     deviation = rows["drop_sd"].fillna(0)
     low, high = min(0.0, (rows["drop"] - deviation).min()), (rows["drop"] + deviation).max()
     if high > 10:
-        axis.set_yscale("function", functions=(_root, _square))
-        ticks = [tick for tick in (0, 1, 2, 5, 10, 20, 40, 60, 80) if tick <= high]
-        axis.set_yticks(ticks, [str(tick) for tick in ticks])
-        room = 0.06 * (_root(high) - _root(low))
-        axis.set_ylim(_square(_root(high) + room), _square(_root(low) - room))
+        style.root_scale(axis, low, high, (0, 1, 2, 5, 10, 20, 40, 60, 80))
+        top, bottom = style.root(low), style.root(high)
+        room = 0.06 * (bottom - top)
+        axis.set_ylim(style.square(bottom + room), style.square(top - room))
     else:
         room = 0.06 * max(high - low, 1.0)
         axis.set_ylim(high + room, low - room)
     axis.set_xlim(0, 104 * (rows["memory_saving"] + rows["memory_saving_sd"].fillna(0)).max())
-
-
-def _root(y: np.ndarray) -> np.ndarray:
-    return np.sign(y) * np.sqrt(np.abs(y))
-
-
-def _square(y: np.ndarray) -> np.ndarray:
-    return np.sign(y) * np.square(y)
 
 
 def _looks(policies: Iterable[str]) -> dict[str, tuple[str, str]]:

@@ -61,7 +61,9 @@ def curves(run: RunFiles) -> Figure | None:
     axes[0].set_xlim(0, 1.03 * float((100 * rows["removed"] / rows["size"]).max()))
     _drop_axis(axes[0], rows["drop"])
     figure.supxlabel("channels of the group removed (%)", fontsize=8)
-    figure.supylabel(what(mended(run.results)), fontsize=8)
+    shown = "weights solved again, " if mended(run.results) else ""
+    label = f"drop in validation top-1 (points)\n{shown}square-root scale"
+    figure.supylabel(label, fontsize=8, multialignment="center")
     handles = [Line2D([], [], label=_legend_name(key), **look) for key, look in looks.items()]
     handles.append(Line2D([], [], color=style.GREY, ls="--", label="base network"))
     handles.append(Patch(color=style.GREY, alpha=0.15, lw=0, label="± 1 standard error"))
@@ -142,14 +144,10 @@ def _looks(rows: pd.DataFrame) -> dict[tuple[str, str], dict[str, object]]:
 def _drop_axis(axis: Axes, drops: pd.Series) -> None:
     """A square-root scale, downwards, with as many ticks as it holds."""
     lowest, highest = min(-0.2, drops.min()), max(2.0, 1.1 * drops.max())
-    axis.set_yscale(
-        "function",
-        functions=(lambda y: np.sign(y) * np.sqrt(np.abs(y)), lambda y: np.sign(y) * np.square(y)),
-    )
+    wide = max(highest, -lowest) > 15
+    steps = (0, 1, 5, 20, 50, 80) if wide else (0, 0.5, 2, 5, 10)
+    style.root_scale(axis, drops.min(), highest, steps)
     axis.set_ylim(highest, 1.2 * lowest)
-    steps = (0, 1, 5, 20, 50, 80) if highest > 15 else (0, 0.5, 2, 5, 10)
-    ticks = [tick for tick in steps if tick <= highest]
-    axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
 
 
 def _legend_name(look: tuple[str, str]) -> str:

@@ -1,12 +1,13 @@
 """The one look of the figures, and how seventy channel groups are laid out to stay readable."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -80,6 +81,36 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     svg = FigureCanvasSVG(figure).print_svg
     write_whole(paths[1], lambda path: svg(path, metadata={"Date": None, "Creator": None}))
     return paths
+
+
+def root(values: Any) -> Any:
+    """Square roots; those of negative values are negative."""
+    return np.sign(values) * np.sqrt(np.abs(values))
+
+
+def square(values: Any) -> Any:
+    """What ``root`` came from."""
+    return np.sign(values) * np.square(values)
+
+
+def root_scale(axis: Axes, low: float, high: float, steps: Sequence[float]) -> None:
+    """Give y a square-root scale, and ticks at ``steps``; at most two of them below zero.
+
+    Args:
+        axis: its limits are left as they are.
+        low: the lowest value shown, at most 0.
+        high: the highest.
+        steps: from 0 upwards.
+    """
+    axis.set_yscale("function", functions=(root, square))
+    ticks = [step for step in steps if step <= high]
+    room = 0.07 * (root(high) - root(low))
+    below = [0.0]
+    for step in steps:
+        if step <= -low and root(step) - root(-below[-1]) >= room:
+            below.append(-step)
+    ticks += below[1:][-2:]
+    axis.set_yticks(ticks, [f"{tick:g}".replace("-", "−") for tick in ticks])
 
 
 def split_name(group: str) -> tuple[str, str]:

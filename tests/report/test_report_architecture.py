@@ -46,3 +46,16 @@ def test_what_is_removed_is_told_in_percent(axes, run):
 
 def test_without_a_plan_there_is_none(run):
     assert architecture(replace(run, plan=None)) is None
+
+
+def test_a_small_network_has_a_narrow_figure_and_whole_channels(run, axes):
+    few = run.plan.head(2).assign(size=[10, 6], kept=[7, 3], ratio=[0.3, 0.5])
+    with style.styled():
+        small = architecture(replace(run, plan=few))
+        small.draw_without_rendering()
+    assert small.get_figwidth() < axes[0].figure.get_figwidth() / 2
+    (axis,) = small.axes
+    # the bars reach from side to side, and ticks are numbers of channels
+    left, right = axis.get_xlim()
+    assert (bars(axis)[-1][0] - left) / (right - left) > 0.5
+    assert all(tick == round(tick) for tick in axis.get_yticks())

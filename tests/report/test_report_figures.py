@@ -54,6 +54,17 @@ def drawn_with_texts(draw, run):
     return SEEN[draw, id(run)][:2]
 
 
+@pytest.mark.parametrize(
+    ("gain", "ticks"), [(0.0, []), (0.7, [-0.5]), (6.0, [-5, -2]), (30.0, [-20, -5])]
+)
+def test_curves_say_their_scale_and_where_networks_got_better(run, gain, ticks):
+    rows = run.sensitivity.assign(drop=1.0)
+    rows.loc[0, "drop"] = -gain
+    figure = sensitivity.curves(replace(run, sensitivity=rows))
+    assert "square-root scale" in figure.get_supylabel()
+    assert sorted(tick for tick in figure.axes[0].get_yticks() if tick < 0) == ticks
+
+
 def test_curves_have_a_panel_a_block_and_a_line_a_group(sized):
     figure = drawn(sensitivity.curves, sized)
     rows = sized.sensitivity

@@ -58,6 +58,21 @@ def test_a_line_goes_through_the_means_in_the_order_of_savings(tmp_path):
     assert "%" in figure.get_supxlabel() and "points" in figure.get_supylabel()
 
 
+def test_a_scale_that_is_not_linear_says_so_and_has_ticks_above_the_base_network(tmp_path):
+    table = written(tmp_path, ["uniform", "fine_grained"])
+    linear = pareto(table)
+    assert "scale" not in linear.get_supylabel()
+    wide = pareto(table.assign(drop=[-6.0, 3.0, 20.0, 45.0]))
+    assert "square-root scale" in wide.get_supylabel()
+    (axis,) = wide.axes
+    # 16 points down are twice as far as 4, 4 up as far as 4 down
+    at = {drop: axis.transData.transform((0, drop))[1] for drop in (-4, 0, 4, 16)}
+    assert at[0] - at[16] == pytest.approx(2 * (at[0] - at[4]))
+    assert at[-4] - at[0] == pytest.approx(at[0] - at[4])
+    assert [tick for tick in axis.get_yticks() if tick < 0] == [-1, -5]
+    assert "−5" in [label.get_text() for label in axis.get_yticklabels()]
+
+
 def test_on_the_front_is_what_no_other_network_beats(tmp_path):
     # saving, drop: the third saves less and loses more than the second, the last two save 50 %
     points = [(0.1, 0.5), (0.3, 1.0), (0.2, 2.0), (0.504, 4.0), (0.5, 3.0)]
