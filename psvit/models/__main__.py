@@ -1,5 +1,7 @@
 """``python -m psvit.models``: every network's name, parameters, and MACs at its resolution."""
 
+import argparse
+import sys
 from typing import Any
 
 import torch
@@ -37,8 +39,11 @@ def _configured(name: str) -> dict[str, Any]:
     return {option: value for option, value in given.items() if option not in DATASETS}
 
 
-def main() -> None:
-    """Print a line for each network."""
+def main(arguments: list[str] | None = None) -> int:
+    """Print a line for each network; returns the exit status."""
+    argparse.ArgumentParser(prog="python -m psvit.models", description=__doc__).parse_args(
+        arguments
+    )
     print(HEADER)
     print(f"{'name':<22}{'parameters (M)':>15}{'MACs (G)':>10}{'T':>4}{'pixels':>8}{'classes':>9}")
     for name in model_names():
@@ -51,7 +56,8 @@ def main() -> None:
             f"{spec['time_steps']:>4}{spec['image_size']:>8}{spec['num_classes']:>9}"
         )
     print("\nMACs of one image: all time steps, every input taken for dense, attention included.")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -125,7 +125,7 @@ def test_macs_are_those_of_the_layers_and_of_attention(name):
 def test_the_list_shows_parameters_and_macs(monkeypatch, capsys):
     names = ["e_spikeformer_2_7m", "sdt_v1_cifar", "meta_spikeformer"]
     monkeypatch.setattr(listing, "model_names", lambda: names)
-    listing.main()
+    assert listing.main([]) == 0
     told, lines = capsys.readouterr().out.split("\n\n")[:2]
     assert "model=NAME" in told and "dataset=digits" in told
     header, first, second, small = lines.splitlines()
@@ -137,3 +137,9 @@ def test_the_list_shows_parameters_and_macs(monkeypatch, capsys):
     network = create_model(**{**values_of(names[2]), "num_classes": 10, "in_channels": 3})
     millions = sum(parameter.numel() for parameter in network.parameters()) / 1e6
     assert small.split() == [names[2], "*", f"{millions:.3f}", "0.029", "4", "32", "10"]
+
+
+def test_the_listing_takes_nothing_else(capsys):
+    with pytest.raises(SystemExit) as ended:
+        listing.main(["qkformer"])
+    assert ended.value.code == 2 and "qkformer" in capsys.readouterr().err
