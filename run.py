@@ -55,10 +55,9 @@ PLUGINS = re.compile(r"hydra/(launcher|sweeper)/(joblib|optuna|submitit_(local|s
 def main(cfg: DictConfig) -> float | list[float] | None:
     """Run one job; returns the last network's ``objectives``, for sweepers that optimise them, and
     None where the job failed."""
-    # torch, Lightning and W&B take seconds to import: a mistyped option is told before that
+    # torch takes a second to import, and Lightning, timm and W&B several: a mistyped option is told
+    # before the one, a value that cannot be right before the others
     from psvit.config import check_config
-    from psvit.pipeline import run
-    from psvit.processes import run_over_processes
 
     job = HydraConfig.get()
     folder = Path(job.runtime.output_dir)
@@ -75,6 +74,9 @@ def main(cfg: DictConfig) -> float | list[float] | None:
             raise UserError("paths.output_dir", cfg.paths.output_dir, reason)
         # before processes are started for it
         check_config(cfg)
+        from psvit.pipeline import run
+        from psvit.processes import run_over_processes
+
         with stoppable(folder):
             work = partial(run, resumed=resumed, overrides=list(job.overrides.task))
             results = run_over_processes(work, cfg, folder, job.job_logging)

@@ -7,6 +7,8 @@ import copy
 import re
 import runpy
 import shlex
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -277,3 +279,13 @@ def test_quotes_are_told_of_only_where_they_help(command, given):
     code, error = command(given)
     (line,) = error.splitlines()
     assert code == 2 and given in line and "quotes" not in line
+
+
+def test_a_slip_of_the_pen_waits_for_neither_lightning_nor_timm():
+    # what Hydra imports before the first check, and the check itself
+    code = (
+        "import sys, psvit.report.multirun, psvit.config; "
+        "print(sorted({'lightning', 'timm', 'wandb', 'torchvision'} & sys.modules.keys()))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "[]\n"

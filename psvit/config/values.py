@@ -18,9 +18,9 @@ from psvit.options import (
     whole,
 )
 from psvit.pruning.allocation import NORMALIZERS, RESOURCES
-from psvit.pruning.analysis import METHODS
 from psvit.pruning.calibration import SCOPES
 from psvit.pruning.importance import IMPORTANCES
+from psvit.pruning.options import METHODS
 from psvit.pruning.recovery import RECOVERIES
 from psvit.training.recipe import KEEP
 

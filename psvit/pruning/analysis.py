@@ -5,7 +5,6 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from psvit.data import ImageData
 from psvit.neurons import reset_state
 from psvit.pruning.estimate import estimate_sensitivity
+from psvit.pruning.options import SensitivityOptions
 from psvit.pruning.ranking import Ranking
 from psvit.pruning.sensitivity import Mending, Stopping, measure_sensitivity
 from psvit.pruning.sensitivity.processes import of_all, rank_and_world
@@ -23,7 +23,6 @@ from psvit.pruning.sensitivity.replay import Replay
 
 _log = logging.getLogger(__name__)
 
-METHODS = ("measured", "estimated")
 # share of the free memory that the analysis may fill
 FREE_SHARE = 0.5
 # what a segment's modules give, and as much again while they compute
@@ -31,21 +30,6 @@ WORKING = 2.0
 # batches that adaptive rows are looked at behind, at least
 LOOKS = 8
 MEMINFO = Path("/proc/meminfo")
-
-
-@dataclass(frozen=True)
-class SensitivityOptions:
-    """``pruning.sensitivity`` of the config, where each option is described."""
-
-    images: int | None = None
-    groups: Sequence[str] | None = None
-    method: str = "measured"
-    measured_rows: int = 24
-    adaptive: bool = False
-    tolerance: float = 1.0
-    confidence: float = 0.95
-    autocast: bool = False
-    mended: bool = False
 
 
 def analyse(

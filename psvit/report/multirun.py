@@ -12,7 +12,6 @@ from omegaconf import DictConfig, OmegaConf
 from psvit.files import write_csv
 from psvit.report import write_comparison
 from psvit.report.jobs import find_jobs, read_job
-from psvit.report.loggers import close_loggers, open_loggers, wandb_run
 
 _log = logging.getLogger(__name__)
 
@@ -64,6 +63,9 @@ def log_summary(config: DictConfig, folder: Path) -> None:
             "save_dir": str(folder),
         }
     )
+    # with Lightning: Hydra makes a callback of this module before any option is checked
+    from psvit.report.loggers import close_loggers, open_loggers, wandb_run
+
     loggers = open_loggers({"wandb": config.logger.wandb})
     run = wandb_run(loggers)
     if run is None:

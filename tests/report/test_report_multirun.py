@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.callbacks import Callbacks
 from omegaconf import OmegaConf
 
-from psvit.report import multirun, write_comparison
+from psvit.report import loggers, write_comparison
 from psvit.report.__main__ import main
 from psvit.report.jobs import FAILURE, find_jobs, read_job
 from psvit.report.multirun import Comparison, log_summary, write_sensitivity
@@ -92,9 +92,9 @@ def test_one_wandb_run_for_the_multirun(tmp_path, monkeypatch):
         def log(self, values):
             self.logged.update(values)
 
-    monkeypatch.setattr(multirun, "open_loggers", lambda config: opened.update(config) or [Run()])
-    monkeypatch.setattr(multirun, "wandb_run", lambda loggers: loggers[0])
-    monkeypatch.setattr(multirun, "close_loggers", lambda loggers: None)
+    monkeypatch.setattr(loggers, "open_loggers", lambda config: opened.update(config) or [Run()])
+    monkeypatch.setattr(loggers, "wandb_run", lambda opened: opened[0])
+    monkeypatch.setattr(loggers, "close_loggers", lambda opened: None)
     config = OmegaConf.create({"logger": {"wandb": {"save_dir": "${nowhere}", "name": None}}})
     log_summary(config, sweep)
     assert opened["wandb"].group == f"{tmp_path.name}/sweep"
