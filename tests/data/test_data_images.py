@@ -1,12 +1,12 @@
 """What a batch holds, against Pillow, numpy and timm."""
 
 import os
-import random
 
 import numpy as np
 import pytest
 import torch
 from data_files import load_data, write_image
+from lightning import seed_everything
 from PIL import Image
 from timm.data import create_transform
 from torchvision.io import encode_png
@@ -128,9 +128,8 @@ def test_augmentation_changes_training_images_only(folder, augment, cache):
     plain, augmented = load_data("image_folder", **cfg), load_data("image_folder", **cfg, **augment)
 
     def batch(loader):
-        # timm's augmentations draw from Python's generator
-        random.seed(0)
-        torch.manual_seed(0)
+        # timm's augmentations draw from Python's generator and from numpy's, as the run seeds them
+        seed_everything(0, verbose=False)
         return next(iter(loader))[0]
 
     before, after = batch(plain.train_dataloader()), batch(augmented.train_dataloader())
