@@ -70,7 +70,8 @@ class Measured:
                 "%s is silent: no layer gets a spike, and what it saves in energy means nothing",
                 name,
             )
-        if tally.guesses:
+        # of a network that was cut, that is what the table tells
+        if base is tally and tally.guesses:
             _log.warning(
                 "%s is right no more often than naming the largest class each time: there is no "
                 "accuracy to lose; trainer.max_epochs and dataset.batch_size say how many steps a "

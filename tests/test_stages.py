@@ -10,6 +10,7 @@ from psvit import networks, setup
 from psvit.data import create_data
 from psvit.decide import decide, make_budget, one_ratio_plan
 from psvit.errors import UserError
+from psvit.measure.accuracy import Tally
 from psvit.networks import build_network, load_network
 from psvit.pipeline import run
 from psvit.pruning import checkpoint
@@ -209,3 +210,17 @@ def test_all_threads_are_all_again_behind_a_job_of_fewer(config, tiny_run, tmp_p
             assert torch.get_num_threads() == found
     finally:
         torch.set_num_threads(1)
+
+
+def test_only_a_base_network_is_told_to_be_trained_longer(
+    config, tiny_run, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(Tally, "guesses", True)
+    options = ("pruning=uniform", "finetune=none", "logger=none", "report=tables", "train=false")
+    torch.manual_seed(0)
+    cfg = config(*tiny_run, *options, "ckpt_path=null")
+    network, _ = build_network(cfg, create_data(cfg.dataset, cfg.seed), None)
+    checkpoint.save(network, tmp_path / "base")
+    rows = run(config(*tiny_run, *options, f"ckpt_path={tmp_path}/base"), tmp_path / "run")["rows"]
+    told = [message for message in caplog.messages if "largest class" in message]
+    assert len(rows) > 1 and len(told) == 1 and told[0].startswith("base is right")

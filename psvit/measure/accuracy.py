@@ -80,11 +80,12 @@ class Tally:
 
     @property
     def guesses(self) -> bool:
-        """Whether ``top1`` is within two standard errors of naming the largest class each time."""
-        labels = torch.cat([labels for _, labels in self.answers or ()])
-        return self.top1 - 2 * self.top1_stderr <= 100.0 * float(labels.bincount().max()) / len(
-            labels
-        )
+        """Whether ``top1`` is within two standard errors of naming the largest class each time.
+
+        Where ``answers`` are kept.
+        """
+        largest = int(torch.cat([labels for _, labels in self.answers or ()]).bincount().max())
+        return self.top1 - 2 * self.top1_stderr <= 100.0 * largest / self.images
 
     def as_dict(self) -> dict[str, float | None]:
         """Accuracies and their standard errors in percent, ``loss`` in nats, ``images``."""

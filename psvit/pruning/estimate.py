@@ -9,7 +9,7 @@ divergence of the outputs is to second order ½ E[s²] (Fisher), up to a scale.
 A few rows, spread evenly over the order so predicted, are measured. On them is fitted
 Δkl = a·(½ E[s²])^b by least squares of the logarithms, b at least 0, so that the order stays; Δkl
 is what the cut adds to the divergence that the network itself has from the reference, where it was
-cut before. What top-1 and loss lose is taken as proportional to Δkl. Measured rows stay so.
+cut before. What top-1 and loss lose is taken as proportional to Δkl. Measured rows are left alone.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -214,19 +214,14 @@ def calibrate(found: dict[Candidate, float], sums: Sums, images: int) -> dict[Ca
         max(float(kl @ lost) / max(float(kl @ kl), LEAST), 0.0) for lost in (drops, rises)
     )
     error = float(np.sqrt(np.mean((drops - np.minimum(drop * predicted, top1)) ** 2)))
-    return {
-        candidate: Values(
-            images,
-            top1 - min(drop * value, top1),
-            error,
-            min(drop * value, top1),
-            error,
-            loss + rise * value,
-            own + value,
-            "estimated",
+
+    def values(added: float) -> Values:
+        lost = min(drop * added, top1)
+        return Values(
+            images, top1 - lost, error, lost, error, loss + rise * added, own + added, "estimated"
         )
-        for candidate, value in fit.items()
-    }
+
+    return {candidate: values(added) for candidate, added in fit.items()}
 
 
 def rank_correlation(

@@ -263,7 +263,7 @@ def test_a_group_with_nothing_left_to_lose_is_no_reason_to_stop(network):
     stuck = {name for name in whole if later.removable(name) == [0]}
     assert stuck >= set(list(whole)[:3])
     assert {name for name, _ in grid_points(later, [0.3, 0.6])} == set(whole) - stuck
-    with pytest.raises(UserError, match="can lose none"):
+    with pytest.raises(UserError, match=r"^pruning\.min_keep=1000: .* can lose none"):
         grid_points(Ranking(once, min_keep=1000), [0.3])
 
 
