@@ -57,11 +57,16 @@ def stoppable(folder: Path) -> Iterator[None]:
     A second one ends the process at once. Workers that were forked keep what is usual.
     """
     owner = os.getpid()
+    told: Stopped | None = None
 
     def stop(number: int, _frame: FrameType | None) -> None:
+        nonlocal told
         for each in before:
             signal.signal(each, signal.SIG_DFL)
-        raise Stopped(number, folder) if os.getpid() == owner else KeyboardInterrupt
+        if os.getpid() != owner:
+            raise KeyboardInterrupt
+        told = Stopped(number, folder)
+        raise told
 
     before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -71,6 +76,12 @@ def stoppable(folder: Path) -> Iterator[None]:
         before = {}
     try:
         yield
+    except BaseException as error:
+        # what a library clears up on the way may fail halfway through what it did (OmegaConf's
+        # flags), and Lightning's loops end with a SystemExit of their own
+        if told is None or error is told:
+            raise
+        raise told from None
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)

@@ -63,7 +63,7 @@ def test_killed_then_told_to_stop_then_to_the_end(whole, tmp_path, tiny_run):
         until(folder, "stages/finetuned/*.partial", process)
         process.send_signal(signal.SIGTERM)
         code, _, error = finish(process)
-        assert code == 128 + signal.SIGTERM
+        assert code == 128 + signal.SIGTERM, error
         last = error.splitlines()[-1]
         assert last == f"stopped by SIGTERM; to go on: python run.py resume={folder}"
 
@@ -211,6 +211,18 @@ def test_a_signal_ends_the_run_and_the_next_one_the_process(tmp_path, number):
     assert stopped.value.exit_code == 128 + number
     assert str(stopped.value).endswith(f"to go on: python run.py resume={tmp_path}")
     assert signal.getsignal(number) == before
+
+
+@pytest.mark.parametrize("other", [AttributeError("half done"), SystemExit()])
+def test_a_signal_is_told_whatever_a_library_raises_on_the_way(tmp_path, other):
+    with pytest.raises(Stopped, match="stopped by SIGTERM"), stoppable(tmp_path):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            raise other
+    # nothing was told here
+    with pytest.raises(type(other)), stoppable(tmp_path):
+        raise other
 
 
 def test_a_decision_is_read_as_it_was_made(tmp_path):
