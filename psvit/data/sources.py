@@ -4,6 +4,7 @@ Event datasets are read in ``psvit.data.events``.
 """
 
 import logging
+from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
@@ -50,9 +51,14 @@ def _digits() -> Source:
 
 def _cifar(cfg: DictConfig, root: Path) -> Source:
     dataset = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[cfg.name]
+    missing = [folder for folder in (root, *root.parents) if not folder.exists()]
     try:
         train, test = (dataset(root, train=t, download=cfg.download) for t in (True, False))
     except (OSError, RuntimeError, HTTPException) as error:
+        # made for a download that brought nothing
+        with suppress(OSError):
+            for folder in missing:
+                folder.rmdir()
         raise UserError(
             "dataset.root",
             cfg.root,

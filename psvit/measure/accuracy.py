@@ -41,11 +41,9 @@ class Tally:
             self.correct5 = (self.correct5 or 0) + int((likeliest == labels[:, None]).sum())
         if self.answers is not None:
             self.answers.append((chosen.cpu(), labels.cpu()))
-        # summed in float64, so that the batch size changes no digit that is shown
-        self.loss_sum += float(F.cross_entropy(logits.double(), labels, reduction="sum"))
+        self.loss_sum += float(cross_entropy(logits, labels))
         if expected is not None:
-            ours, theirs = (x.double().log_softmax(1) for x in (logits, expected))
-            self.kl_sum += float(F.kl_div(ours, theirs, reduction="sum", log_target=True))
+            self.kl_sum += float(divergence(logits, log_probabilities(expected)))
         return self
 
     @property
@@ -97,6 +95,27 @@ class Tally:
             "loss": self.loss,
             "images": self.images,
         }
+
+
+# both are summed in float64, so that the batch size changes no digit that is shown
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Sum over a batch, in nats: logits ``[B, classes]``, labels ``[B]``."""
+    return F.cross_entropy(logits.double(), labels, reduction="sum")
+
+
+def divergence(logits: Tensor, expected: Tensor) -> Tensor:
+    """Sum over a batch of the Kullback-Leibler divergence from ``expected``, in nats.
+
+    Args:
+        logits: ``[B, classes]``.
+        expected: a reference network's ``log_probabilities``, ``[B, classes]``.
+    """
+    return F.kl_div(log_probabilities(logits), expected, reduction="sum", log_target=True)
+
+
+def log_probabilities(logits: Tensor) -> Tensor:
+    """In float64, ``[B, classes]``."""
+    return logits.double().log_softmax(1)
 
 
 def standard_error(hits: int, images: int) -> float:

@@ -190,7 +190,12 @@ def _change(before: float, after: float) -> str:
 
 
 def _prediction(run: RunFiles) -> tuple[float, float] | None:
-    """What the plan was predicted to cost and what it did, in nats; None where nothing was."""
+    """What the plan was predicted to cost and what it did, in nats; None where nothing was.
+
+    Of a base network that is silent any cut costs nothing, which is no prediction that held.
+    """
+    if run.diagnostics is not None and dead(run.diagnostics, "_base"):
+        return None
     record = run.results.get("prediction") or {}
     # what the policy predicted: of the network as cut, or of what recovery leaves
     found = "measured_after_recovery" if record.get("of") == "recovered" else "measured"

@@ -64,10 +64,12 @@ def test_published_format(monkeypatch, tmp_path, name):
 def test_failed_download_is_one_line(monkeypatch, tmp_path, name, download):
     # A port that nothing listens on: the download fails as it does without a network.
     monkeypatch.setattr(FORMATS[name][0], "url", "http://127.0.0.1:9/cifar.tar.gz")
+    root = tmp_path / "data" / "cifar"
     with pytest.raises(UserError) as caught:
-        load_data(name, root=str(tmp_path), download=download)
+        load_data(name, root=str(root), download=download)
     message = str(caught.value)
-    assert message.startswith(f"dataset.root={tmp_path}: ") and "\n" not in message
+    assert message.startswith(f"dataset.root={root}: ") and "\n" not in message
+    assert not list(tmp_path.iterdir())
     assert "dataset.download=true" in message and "dataset=image_folder" in message
 
 

@@ -199,6 +199,14 @@ def test_a_policy_that_predicts_nothing_is_not_judged(made):
     assert "prediction/held" not in diagnostics.summary(read_run(folder))
 
 
+def test_of_a_network_that_was_silent_no_prediction_holds(made):
+    both = silenced(silenced(frame(), "head.neuron"), "head.neuron", when="silent_base")
+    folder = made(both, {"measure": "kl", "predicted": 0.0, "measured": 0.0})
+    assert "it was so before the cut" in text_of(folder)
+    assert "Prediction" not in text_of(folder)
+    assert "prediction/held" not in diagnostics.summary(read_run(folder))
+
+
 def test_without_diagnostics_nothing_is_written_and_nothing_stays(made):
     folder = made(frame())
     for name in ("sensitivity.csv", "uniform.csv", "plan.yaml"):

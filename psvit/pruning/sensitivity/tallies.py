@@ -6,10 +6,10 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from psvit.files import read_json, write_json
+from psvit.measure.accuracy import cross_entropy, divergence, log_probabilities
 
 # channel group, units removed
 Candidate = tuple[str, int]
@@ -103,10 +103,10 @@ class BatchTally:
 
     def __init__(self, base: Tensor, labels: Tensor, expected: Tensor):
         self.labels = labels
-        self._expected = expected.double().log_softmax(1)
+        self._expected = log_probabilities(expected)
         self._right = base.argmax(1) == labels
-        self._loss = self._cross_entropy(base)
-        self._kl = self._divergence(base)
+        self._loss = cross_entropy(base, labels)
+        self._kl = divergence(base, self._expected)
 
     def of(self, logits: Tensor) -> Paired:
         """The sums of a candidate's logits ``[B, classes]``."""
@@ -114,21 +114,13 @@ class BatchTally:
         return Paired(
             len(self.labels),
             int(right.sum()),
-            float(self._cross_entropy(logits)),
-            float(self._divergence(logits)),
+            float(cross_entropy(logits, self.labels)),
+            float(divergence(logits, self._expected)),
             int(self._right.sum()),
             float(self._loss),
             int((self._right & ~right).sum()),
             float(self._kl),
         )
-
-    # both are summed in float64, so that the batch size changes no digit that is shown
-    def _divergence(self, logits: Tensor) -> Tensor:
-        ours = logits.double().log_softmax(1)
-        return F.kl_div(ours, self._expected, reduction="sum", log_target=True)
-
-    def _cross_entropy(self, logits: Tensor) -> Tensor:
-        return F.cross_entropy(logits.double(), self.labels, reduction="sum")
 
 
 @dataclass
