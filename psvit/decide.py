@@ -197,7 +197,14 @@ def round_budget(
     }
     if network is whole.network:
         return whole.towards(goals)
-    spent = {resource: whole.spent(resource, plan) for resource in goals}
+    meters = {
+        resource: allocation.make_meter(network, resource, stages.few_images) for resource in goals
+    }
+    spent = {
+        # what was mended fires as its weights say now, and not as the base network cut by the plan
+        resource: meter(Plan()) if resource == "synops" else whole.spent(resource, plan)
+        for resource, meter in meters.items()
+    }
     left = {
         # a network that fell silent has no spikes left to save
         resource: 1.0 - whole.base[resource] * (1.0 - goal) / spent[resource]
@@ -207,7 +214,4 @@ def round_budget(
     }
     if left and max(left.values()) <= 0.0:
         return None
-    meters = {
-        resource: allocation.make_meter(network, resource, stages.few_images) for resource in left
-    }
     return Budget(network, {resource: max(part, 1e-6) for resource, part in left.items()}, meters)

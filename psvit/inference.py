@@ -1,6 +1,7 @@
 """The same network for inference only: fewer and faster layers, the same answers."""
 
 import copy
+from collections import Counter
 from typing import Any, Self
 
 import torch
@@ -49,14 +50,21 @@ def optimize_for_inference(model: nn.Module, packed: bool = False) -> nn.Module:
     """
     reset_state(model)
     network = copy.deepcopy(model).eval().requires_grad_(False)
+    # by every path: a layer may lie in several containers, and is masked by one of its paths
+    held = Counter(module for _, module in network.named_modules(remove_duplicate=False))
     for block in list(network.modules()):
         for convolution, batch_norm in getattr(block, "batch_norms", ()):
-            _fold(block, convolution, batch_norm)
+            if held[getattr(block, convolution)] <= 1:
+                _fold(block, convolution, batch_norm)
         if isinstance(block, RepConv) and block.conv1.bias is not None:
             block.border_to_bias_()
-        for name, child in list(block.named_children()):
-            if is_pointwise(child) or (packed and _pads_with_zeros(child)):
-                setattr(block, name, Convolution.of(child, packed))
+    faster: dict[nn.Module, nn.Module] = {}
+    for path, layer in list(network.named_modules(remove_duplicate=False)):
+        if is_pointwise(layer) or (packed and _pads_with_zeros(layer)):
+            if layer not in faster:
+                faster[layer] = Convolution.of(layer, packed)
+            block, _, name = path.rpartition(".")
+            setattr(network.get_submodule(block), name, faster[layer])
     return network.to(memory_format=torch.channels_last)
 
 

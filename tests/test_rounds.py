@@ -5,15 +5,17 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import torch
+from torch import nn
 
 from psvit import pipeline
 from psvit.channels import Plan
 from psvit.decide import round_budget
 from psvit.errors import UserError
+from psvit.measure.operations import count_operations
 from psvit.models import create_model
 from psvit.pipeline import run
 from psvit.pruning import checkpoint
-from psvit.pruning.allocation.budget import Budget
+from psvit.pruning.allocation.budget import Budget, make_meter
 from psvit.pruning.surgery import prune
 
 OPTIONS = ("pruning=global", "finetune=none", "train=false", "measure.images=8")
@@ -113,6 +115,28 @@ def test_a_network_that_fell_silent_has_no_spikes_left_to_save(memory):
     else:
         with pytest.raises(UserError, match="of synops it spends nothing to save"):
             round_budget(stages, whole, plan, silent, 1.0)
+
+
+def test_spikes_left_to_save_are_those_of_the_network_as_it_was_mended():
+    network = create_model("sdt_v1", embed_dims=16, num_heads=2, depth=1, image_size=32).eval()
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.constant_(module.bias, 0.4)
+    name, group = next(iter(network.channel_groups().items()))
+    plan = Plan({name: tuple(range(0, group.size, 2))})
+    whole = Budget(network, {"synops": 0.6}, {"synops": make_meter(network, "synops", images)})
+    mended = prune(network, plan)
+    for module in mended.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.constant_(module.bias, 0.6)
+    spends = float(count_operations(mended, images)["sops"].sum())
+    assert spends > 1.05 * whole.spent("synops", plan)
+    left = round_budget(SimpleNamespace(few_images=images), whole, plan, mended, 1.0)
+    assert left.base["synops"] == pytest.approx(spends)
+    # so that what stays is 40 % of what the base network spends
+    kept = (1.0 - left.targets["synops"]) * spends
+    assert kept == pytest.approx(0.4 * whole.base["synops"])
 
 
 def test_a_round_that_is_left_out_keeps_its_number(pruned, monkeypatch, tmp_path):

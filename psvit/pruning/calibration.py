@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from psvit.channels import ChannelGroup
 from psvit.errors import UserError
 from psvit.neurons import reset_state
-from psvit.pruning.image_axis import per_image, shapes_of_others
+from psvit.pruning.image_axis import Seen, products_per_image, shapes_of_others
 
 # (images [B, C, H, W] or [B, T, C, H, W], labels [B])
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -73,11 +73,11 @@ def gradients(
         group.name: in_scope([p for p in group.producers if _has_parameters(model, p)], scope)
         for group in groups
     }
-    outputs: dict[str, Tensor] = {}
+    outputs: Seen = {}
 
     def watch(path: str) -> Callable:
         # with nothing but frozen parameters before it, the output is where the graph begins
-        return lambda _module, _args, y: outputs.update({path: y.requires_grad_()})
+        return lambda _module, _args, y: outputs.setdefault(path, []).append(y.requires_grad_())
 
     paths = {path for names in producers.values() for path in names}
     with (
@@ -89,20 +89,10 @@ def gradients(
             images = images.to(place)
             others = shapes_of_others(model, images, outputs)
             loss = F.cross_entropy(model(images), labels.to(place), reduction="sum")
-            found = torch.autograd.grad(loss, list(outputs.values()), materialize_grads=True)
-            gates = {
-                path: per_image(
-                    gradient.double() * y.detach().double(),
-                    others[path],
-                    len(labels),
-                    model,
-                    path,
-                ).cpu()
-                for (path, y), gradient in zip(outputs.items(), found, strict=True)
-            }
+            gates = products_per_image(loss, outputs, others, len(labels), model)
             for group in groups:
                 sampled = sum(
-                    gates[path].unflatten(1, (group.size, -1)).sum(2)
+                    gates[path].cpu().unflatten(1, (group.size, -1)).sum(2)
                     for path in producers[group.name]
                     # a module may be kept for its checkpoint and never run
                     if path in gates

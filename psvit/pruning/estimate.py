@@ -28,7 +28,7 @@ from psvit.channels import ChannelGroup
 from psvit.files import write_json, write_text
 from psvit.neurons import reset_state
 from psvit.pruning.calibration import readers
-from psvit.pruning.image_axis import per_image, shapes_of_others
+from psvit.pruning.image_axis import Seen, products_per_image, shapes_of_others
 from psvit.pruning.ranking import Ranking
 from psvit.pruning.sensitivity.measure import Batches, measure_candidates
 from psvit.pruning.sensitivity.processes import rank_and_world
@@ -143,7 +143,7 @@ def log_odds_effects(
     read_by = {
         group.name: readers(group, "all" if group.consumers else "first") for group in groups
     }
-    maps: dict[str, Tensor] = {}
+    maps: Seen = {}
     with ExitStack() as stack, torch.enable_grad():
         for path in {path for paths in read_by.values() for path in paths}:
             module = model.get_submodule(path)
@@ -156,12 +156,8 @@ def log_odds_effects(
         logits = model(images)
         others = logits.scatter(1, labels.unsqueeze(1), -torch.inf).logsumexp(1)
         log_odds = logits.gather(1, labels.unsqueeze(1)).squeeze(1) - others
-        slopes = torch.autograd.grad(log_odds.sum(), list(maps.values()), materialize_grads=True)
+        effects = products_per_image(log_odds.sum(), maps, shapes, len(labels), model)
     reset_state(model)
-    effects = {}
-    for (path, x), slope in zip(maps.items(), slopes, strict=True):
-        product = (x.detach() * slope).double()
-        effects[path] = per_image(product, shapes[path], len(labels), model, path)
     return {
         # a module may be kept for its checkpoint and never run
         group.name: sum(
@@ -176,17 +172,17 @@ def log_odds_effects(
     }
 
 
-def _keep_input(maps: dict[str, Tensor], path: str, _module: nn.Module, args: tuple) -> tuple:
-    # with nothing but frozen parameters before it, the graph begins here
-    x = args[0] if args[0].requires_grad else args[0].detach().requires_grad_()
-    maps[path] = x
+def _keep_input(maps: Seen, path: str, _module: nn.Module, args: tuple) -> tuple:
+    # of a tensor that others read too, what this module alone reads; with nothing but frozen
+    # parameters before it, the graph begins here
+    given = args[0]
+    x = given.view_as(given) if given.requires_grad else given.detach().requires_grad_()
+    maps.setdefault(path, []).append(x)
     return (x, *args[1:])
 
 
-def _keep_output(
-    maps: dict[str, Tensor], path: str, _module: nn.Module, _args: tuple, y: Tensor
-) -> None:
-    maps[path] = y.requires_grad_()
+def _keep_output(maps: Seen, path: str, _module: nn.Module, _args: tuple, y: Tensor) -> None:
+    maps.setdefault(path, []).append(y.requires_grad_())
 
 
 def calibrate(found: dict[Candidate, float], sums: Sums, images: int) -> dict[Candidate, Values]:

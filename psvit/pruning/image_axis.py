@@ -8,19 +8,50 @@ from torch import Tensor, nn
 
 from psvit.errors import UserError
 
+# module path -> what hooks saw of it, one tensor for each time that it ran
+Seen = dict[str, list[Tensor]]
+
 
 @torch.no_grad()
-def shapes_of_others(
-    model: nn.Module, images: Tensor, seen: dict[str, Tensor]
-) -> dict[str, torch.Size]:
+def shapes_of_others(model: nn.Module, images: Tensor, seen: Seen) -> dict[str, list[torch.Size]]:
     """Shapes of what hooks put into ``seen`` when ``model`` runs on another number of images.
 
-    For ``per_image``; ``seen`` is empty afterwards.
+    For ``products_per_image``; ``seen`` is emptied before and afterwards.
     """
+    seen.clear()
     model(images[:1] if len(images) > 1 else images.repeat_interleave(2, 0))
-    shapes = {path: x.shape for path, x in seen.items()}
+    shapes = {path: [x.shape for x in calls] for path, calls in seen.items()}
     seen.clear()
     return shapes
+
+
+def products_per_image(
+    total: Tensor, seen: Seen, others: dict[str, list[torch.Size]], images: int, model: nn.Module
+) -> dict[str, Tensor]:
+    """Σ x · ∂total/∂x of each channel of what each module reads or gives: ``[B, C]``, float64.
+
+    Args:
+        total: a sum over the images.
+        seen: the tensors x, in the graph of ``total``. A module that ran several times has the sum
+            over its calls.
+        others: their shapes for another number of images; see ``shapes_of_others``.
+        images: B.
+        model: the network.
+
+    Raises:
+        UserError: no axis of a tensor depends on the images.
+    """
+    calls = [
+        (path, x, other)
+        for path, tensors in seen.items()
+        for x, other in zip(tensors, others[path], strict=True)
+    ]
+    slopes = torch.autograd.grad(total, [x for _, x, _ in calls], materialize_grads=True)
+    found: dict[str, Tensor] = {}
+    for (path, x, other), slope in zip(calls, slopes, strict=True):
+        product = per_image(x.detach().double() * slope.double(), other, images, model, path)
+        found[path] = found[path] + product if path in found else product
+    return found
 
 
 def per_image(x: Tensor, other: torch.Size, images: int, model: nn.Module, path: str) -> Tensor:

@@ -1,6 +1,7 @@
 """Recovery without training: what a few calibration images can mend after a cut."""
 
 import copy
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -59,8 +60,9 @@ def recover(
             ours = _Part(pruned, small, inputs)
             theirs = _Part(base, segments[path], base_inputs)
             if method in SOLVING:
-                for layer in _layers_with_lost_inputs(ours, path, cuts):
-                    _solve(layer, ours, theirs, cuts.get((f"{path}.{layer}", OUTPUT)), ridge)
+                for layer, calls in _layers_with_lost_inputs(ours, path, cuts).items():
+                    kept = cuts.get((f"{path}.{layer}", OUTPUT))
+                    _solve(layer, calls, ours, theirs, kept, ridge)
             if method in ("bn", "both"):
                 _estimate_batch_norms(ours, theirs, path, cuts)
             inputs, base_inputs = ours.outputs(), theirs.outputs()
@@ -84,9 +86,10 @@ def _step(network: nn.Module, segment: nn.Module, x: Tensor) -> Tensor:
     return network.step(segment, x)
 
 
-def _layers_with_lost_inputs(part: _Part, path: str, cuts: Cuts) -> list[str]:
-    """Paths, within the segment and in the order they run, of the layers to solve again."""
-    order: list[str] = []
+def _layers_with_lost_inputs(part: _Part, path: str, cuts: Cuts) -> dict[str, int]:
+    """Paths, within the segment and in the order they run, of the layers to solve again, and how
+    often each runs."""
+    calls: dict[str, int] = {}
     lost = {
         name[len(path) + 1 :]
         for name, axis in cuts
@@ -94,7 +97,7 @@ def _layers_with_lost_inputs(part: _Part, path: str, cuts: Cuts) -> list[str]:
     }
     handles = [
         part.segment.get_submodule(name).register_forward_hook(
-            lambda *_, name=name: order.append(name)
+            lambda *_, name=name: calls.update({name: calls.get(name, 0) + 1})
         )
         for name in lost
     ]
@@ -103,23 +106,25 @@ def _layers_with_lost_inputs(part: _Part, path: str, cuts: Cuts) -> list[str]:
     finally:
         for handle in handles:
             handle.remove()
-    return order
+    return calls
 
 
-def _solve(layer: str, pruned: _Part, base: _Part, kept: list[int] | None, ridge: float) -> None:
+def _solve(
+    layer: str, calls: int, pruned: _Part, base: _Part, kept: list[int] | None, ridge: float
+) -> None:
     """W' = W_k + (W C − W_k G)(G + λI)⁻¹: the least squares solution nearest to W_k.
 
     W are the base network's weights, W_k those of the kept inputs, G = XᵀX of the mended network's
     inputs and C = X_baseᵀ X. Damped towards W_k and not towards 0: what the images do not
-    determine stays as it was, and where nothing has changed so far nothing does. ``kept``: the
-    layer's outputs that are left; None for all.
+    determine stays as it was, and where nothing has changed so far nothing does. ``calls``: how
+    often the layer runs. ``kept``: its outputs that are left; None for all.
     """
     ours, theirs = (part.segment.get_submodule(layer) for part in (pruned, base))
 
     def products(x: Tensor, x_base: Tensor) -> tuple[Tensor, Tensor]:
         """G and C of one batch: float32 products, for float64 sums over the batches."""
-        rows = _input_rows(pruned, layer, x)
-        base_rows = _input_rows(base, layer, x_base)
+        rows = _input_rows(pruned, layer, calls, x)
+        base_rows = _input_rows(base, layer, calls, x_base)
         return (rows.T @ rows).double(), (base_rows.T @ rows).double()
 
     gram, cross = products(pruned.inputs[0], base.inputs[0])
@@ -147,14 +152,15 @@ class _Seen(Exception):
     """Ends a pass at the layer whose input was wanted."""
 
 
-def _input_rows(part: _Part, layer: str, x: Tensor) -> Tensor:
-    """What ``layer`` multiplies with its weight: ``[T·B·positions, in_channels·kh·kw]``."""
+def _input_rows(part: _Part, layer: str, calls: int, x: Tensor) -> Tensor:
+    """What ``layer`` multiplies with its weight: ``[calls·T·B·positions, in_channels·kh·kw]``."""
     seen: list[Tensor] = []
 
     def stop(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
         seen.append(args[0])
-        # what comes behind is of no interest: half of a block, on average
-        raise _Seen
+        if len(seen) == calls:
+            # what comes behind is of no interest: half of a block, on average
+            raise _Seen
 
     module = part.segment.get_submodule(layer)
     handle = module.register_forward_pre_hook(stop)
@@ -163,7 +169,8 @@ def _input_rows(part: _Part, layer: str, x: Tensor) -> Tensor:
             _step(part.network, part.segment, x)
     finally:
         handle.remove()
-    return input_rows(module, seen[0])
+    rows = [input_rows(module, each) for each in seen]
+    return rows[0] if calls == 1 else torch.cat(rows)
 
 
 def _estimate_batch_norms(pruned: _Part, base: _Part, path: str, cuts: Cuts) -> None:
@@ -191,20 +198,28 @@ def _batch_statistics(part: _Part) -> dict[str, tuple[Tensor, Tensor]]:
     norms = {
         name: module
         for name, module in part.segment.named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        # one that takes each batch's statistics has none to mend
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
     }
     before = {name: copy.deepcopy(norm.state_dict()) for name, norm in norms.items()}
     momenta = {name: norm.momentum for name, norm in norms.items()}
+    seen: Counter[nn.Module] = Counter()
+
+    def weigh(norm: nn.Module, _args: tuple) -> None:
+        # of equal batches torch's own for a cumulative average; one may run twice in a batch
+        seen[norm] += images
+        norm.momentum = images / seen[norm]
+
+    handles = [norm.register_forward_pre_hook(weigh) for norm in norms.values()]
     for norm in norms.values():
         norm.reset_running_stats()
         norm.train()
-    seen = 0
     for x in part.inputs:
-        # [T, B, C, H, W]; of equal batches these are torch's own for a cumulative average
-        seen += x.shape[1]
-        for norm in norms.values():
-            norm.momentum = x.shape[1] / seen
+        # [T, B, C, H, W]
+        images = x.shape[1]
         _step(part.network, part.segment, x)
+    for handle in handles:
+        handle.remove()
     found = {}
     for name, norm in norms.items():
         found[name] = norm.running_mean.clone(), norm.running_var.clone()

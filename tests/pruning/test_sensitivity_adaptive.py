@@ -50,6 +50,13 @@ def test_no_more_rows_end_on_the_wrong_side_than_was_promised():
     assert wrong <= 0.2 * 120
 
 
+def test_top1_of_a_part_of_the_images_stays_a_share():
+    whole = paired(1000, 0, base_correct=733)
+    # nothing left of easy images, and all of hard ones gained
+    assert paired(128, 97, base_correct=98).top1(whole) == 0.0
+    assert paired(128, 0, gained=97, base_correct=1).top1(whole) == 100.0
+
+
 def test_variance_of_a_row_that_saw_a_part_of_the_images():
     # by drawing: b (base right) of N images, c (candidate right) of the first n of them
     generator = torch.Generator().manual_seed(0)

@@ -33,11 +33,14 @@ class Replay:
     """
 
     def __init__(self, segment: nn.Module):
+        self._segment = segment
         self._modules = {path: module for path, module in segment.named_modules() if path}
+        # a layer may lie in several containers, of which its path names one
+        self._within = {path: set(module.modules()) for path, module in self._modules.items()}
         self._calls: dict[str, _Call] = {}
         self._events = 0
         # called more than once: the membrane state that one call leaves to another must be there
-        self._repeated: set[str] = set()
+        self._repeated: set[nn.Module] = set()
         self._earlier: list[Any] = []
 
     def record(self, run: Callable[[], Tensor], x: Tensor) -> Tensor:
@@ -55,13 +58,15 @@ class Replay:
         found = [*self._earlier, *(call.output for call in self._calls.values())]
         return [output for output in found if isinstance(output, Tensor)]
 
-    def _begin(self, path: str, _module: nn.Module, _args: tuple) -> None:
-        if path in self._calls:
-            self._repeated.add(path)
-            # what others read of it stays where it is
-            self._earlier.append(self._calls[path].output)
+    def _begin(self, path: str, module: nn.Module, _args: tuple) -> None:
         self._events += 1
-        self._calls[path] = _Call(self._events)
+        begun = self._events
+        if path in self._calls:
+            self._repeated.add(module)
+            # what others read of it stays where it is, and what reads its first output changes
+            self._earlier.append(self._calls[path].output)
+            begun = self._calls[path].begun
+        self._calls[path] = _Call(begun)
 
     def _end(self, path: str, alive: set, _module: nn.Module, args: tuple, output: Any) -> None:
         self._events += 1
@@ -75,17 +80,18 @@ class Replay:
     @contextmanager
     def changed(self, paths: Iterable[str]) -> Iterator[None]:
         """Let the segment compute only what changes with the modules at ``paths`` (within it)."""
-        paths = list(paths)
-        calls = self._calls
-        first = min((calls[path].begun if path in calls else 0 for path in paths), default=0)
+        roots = [self._segment.get_submodule(path) for path in paths]
+        touched = {module for root in roots for module in root.modules()}
+        begun = {self._modules[path]: call.begun for path, call in self._calls.items()}
+        first = min((begun.get(root, 0) for root in roots), default=0)
         with ExitStack() as stack:
-            for path, call in calls.items():
-                if any(_related(path, other) for other in self._repeated):
+            for path, call in self._calls.items():
+                if self._within[path] & self._repeated:
                     continue
                 module = self._modules[path]
                 if call.ended < first:
                     stack.enter_context(_forward(module, partial(_give, call.output)))
-                elif call.reads and not any(_related(path, other) for other in paths):
+                elif call.reads and not self._within[path] & touched:
                     again = partial(_give_if_same, call, module.forward)
                     stack.enter_context(_forward(module, again))
             yield
@@ -112,11 +118,6 @@ def _forward(module: nn.Module, forward: Callable) -> Iterator[None]:
         del module.forward
         if own is not None:
             module.forward = own
-
-
-def _related(path: str, other: str) -> bool:
-    """One is the other, or holds it; "" is the segment itself."""
-    return not other or f"{path}.".startswith(f"{other}.") or f"{other}.".startswith(f"{path}.")
 
 
 def _storage(x: Tensor) -> int:

@@ -70,7 +70,9 @@ class Paired:
 
     def top1(self, base: "Paired") -> float:
         """Top-1 in percent on all images of ``base``: its top-1 less the drop on those seen."""
-        return 100.0 * base.correct / base.images - self.drop
+        found = 100.0 * base.correct / base.images - self.drop
+        # of few images that are easier than the rest, or harder
+        return min(max(found, 0.0), 100.0)
 
     def top1_stderr(self, base: "Paired") -> float:
         """Standard error of ``top1`` in points; of all images the binomial one.
