@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from psvit.errors import TRACEBACK, UserError, traceback_wanted
 from psvit.files import write_text
+from psvit.quoting import how_to_quote
 from psvit.resume import (
     FolderTaken,
     Stopped,
@@ -38,7 +39,6 @@ from psvit.suggest import (
     check_files,
     choices,
     did_you_mean,
-    how_to_quote,
     without_append,
 )
 

@@ -1,7 +1,7 @@
 """The whole method, stage by stage, as the paper tells it; each stage leaves its files behind."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +118,7 @@ def _claimed_run(
                 write_tables(folder)
             raise
         stages.record.time_networks()
-        (write_report if cfg.report == "full" else write_tables)(folder)
+        _report(folder, write_report if cfg.report == "full" else write_tables)
         print_table(read_run(folder))
         live = wandb_run(loggers)
         if live is not None:
@@ -129,6 +129,17 @@ def _claimed_run(
     write_state(folder, finished=True)
     stages.reuse.clear()
     return stages.record.results
+
+
+def _report(folder: Path, write: Callable[[Path], object]) -> None:
+    """What was measured is on disk: what cannot be drawn of it ends no run."""
+    try:
+        write(folder)
+    except OSError:
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        _log.warning("%s: the report is not whole (%s)", folder, reason)
 
 
 def _run(stages: Stages, network: nn.Module, trained: bool) -> None:

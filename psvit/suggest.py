@@ -4,7 +4,6 @@ import difflib
 import functools
 import inspect
 import re
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +17,6 @@ from hydra.errors import (
     ConfigCompositionException,
     HydraException,
     MissingConfigException,
-    OverrideParseException,
 )
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
@@ -178,9 +176,27 @@ def did_you_mean(error: Exception, arguments: Sequence[str]) -> str:
         nearest = difflib.get_close_matches(choice, error.options or [], 1)
         return f" (did you mean {group}={nearest[0]}?)" if nearest else ""
     if isinstance(error, ConfigCompositionException) and (found := NO_OPTION.search(text)):
-        meant = _nearest(found[1] or found[2], _options(arguments))
+        option = found[1] or found[2]
+        if owners := _owners(option):
+            return f" (an option of {', '.join(owners)})"
+        meant = _nearest(option, _options(arguments))
         return f" (did you mean {meant}?)" if meant else ""
     return ""
+
+
+def _owners(option: str) -> list[str]:
+    """The choices of a group that have an option, as ``pruning=uniform``."""
+    group, _, name = option.partition(".")
+    files = sorted((CONF / group).glob("*.yaml")) if name and group not in OF_CLASSES else []
+    return [f"{group}={path.stem}" for path in files if name in _with_defaults(path)]
+
+
+def _with_defaults(path: Path) -> set[str]:
+    """The options of a choice, those of the choices of its group that it begins with among them."""
+    found = _read(path)
+    named = [each for each in found.get("defaults", []) if isinstance(each, str)]
+    others = [path.parent / f"{each.partition('@')[0]}.yaml" for each in named]
+    return set(_names(found)).union(*(_with_defaults(each) for each in others if each.is_file()))
 
 
 def without_append(error: Exception) -> str:
@@ -188,10 +204,13 @@ def without_append(error: Exception) -> str:
     text = str(error)
     if not isinstance(error, ConfigCompositionException) or not (found := NO_OPTION.search(text)):
         return text
+    option = found[1] or found[2]
     given: Any = None
-    for name in reversed((found[1] or found[2]).split(".")):
+    for name in reversed(option.split(".")):
         given = {name: given}
     try:
+        if _owners(option):
+            return ADVICE.sub("", text)
         _check_names(given, _known(CONF))
     except UserError:
         return ADVICE.sub("", text)
@@ -220,25 +239,6 @@ def _config_dirs(arguments: Sequence[str]) -> list[Path]:
     found = [value for name, value in pairwise(arguments) if name in ("--config-dir", "-cd")]
     found += [each.partition("=")[2] for each in arguments if each.startswith("--config-dir=")]
     return [Path(each).absolute() for each in found]
-
-
-def how_to_quote(error: Exception) -> str:
-    """ " (put the value in quotes: …)" behind an argument that Hydra's grammar does not have, or ""
-    where quotes are not what it lacks."""
-    if not isinstance(error, OverrideParseException):
-        return ""
-    name, given, value = error.override.partition("=")
-    # an unfinished list or text was meant as one
-    if not given or value.startswith(("[", "{", "'", '"')):
-        return ""
-    escaped = value.replace('"', '\\"')
-    quoted = f'{name}="{escaped}"'
-    try:
-        if OverridesParser.create().parse_override(quoted).value() != value:
-            return ""
-    except HydraException:
-        return ""
-    return f" (put the value in quotes: {shlex.quote(quoted)})"
 
 
 def _nearest(option: str, options: Sequence[str]) -> str | None:

@@ -9,10 +9,12 @@ import yaml
 from main_job import JOB, JOB_ROWS, TARGET, load, main_job, rows_by_name
 from PIL import Image
 
+from psvit import pipeline
 from psvit.channels import Plan
 from psvit.data import create_data
 from psvit.measure.accuracy import evaluate
 from psvit.pruning import prune
+from psvit.resume import read_state
 
 CPU = torch.device("cpu")
 
@@ -174,3 +176,20 @@ def test_training_curves(folder):
         for name in ("loss", "top1", "val_loss", "val_top1", "lr"):
             assert f"{stage}/{name}" in curves
         assert curves[f"{stage}/val_top1"].count() >= epochs
+
+
+def test_a_report_that_cannot_be_drawn_ends_no_run(config, tiny_run, tmp_path, monkeypatch, caplog):
+    def broken(_folder):
+        raise ValueError("no such\nglyph")
+
+    monkeypatch.setattr(pipeline, "write_tables", broken)
+    options = (
+        "pruning=none",
+        "finetune=none",
+        "trainer.max_epochs=1",
+        "logger=none",
+        "report=tables",
+    )
+    pipeline.run(config(*tiny_run, *options), tmp_path / "run")
+    assert f"{tmp_path / 'run'}: the report is not whole (ValueError: no such glyph)" in caplog.text
+    assert read_state(tmp_path / "run")["finished"]

@@ -121,13 +121,13 @@ def test_what_may_be_added(config, added):
     check_config(cfg)
 
 
-def refusal(option):
-    """Hydra's error at an option of the command line, given as it is."""
+def refusal(*options):
+    """Hydra's error at options of the command line, given as they are."""
     with (
         initialize_config_dir(str(CONF), version_base="1.3"),
         pytest.raises(ConfigCompositionException) as error,
     ):
-        compose("config", [option])
+        compose("config", list(options))
     return error.value
 
 
@@ -150,10 +150,22 @@ def test_an_option_of_the_command_line_that_no_config_has(option, meant):
     assert did_you_mean(error, []) == (f" (did you mean {meant}?)" if meant else "")
 
 
-@pytest.mark.parametrize("option", ["trainer.max_steps", "pruning.ratio"])
-def test_advice_that_is_right_is_left(option):
-    error = refusal(f"{option}=1")
+def test_advice_that_is_right_is_left():
+    error = refusal("trainer.max_steps=1")
     assert without_append(error) == str(error)
+
+
+@pytest.mark.parametrize(
+    ("choice", "option", "owners"),
+    [
+        ("pruning=budgeted", "pruning.ratio", "pruning=uniform"),
+        ("finetune=none", "finetune.lr", "finetune=default, finetune=distill, finetune=imagenet"),
+    ],
+)
+def test_an_option_of_another_choice_is_told_with_it(choice, option, owners):
+    error = refusal(choice, f"{option}=0.1")
+    assert without_append(error).strip() == f"Could not override '{option}'."
+    assert did_you_mean(error, [choice]) == f" (an option of {owners})"
 
 
 @pytest.mark.parametrize("given", ["--config-dir={}", "--config-dir {}", "-cd {}"])

@@ -37,7 +37,10 @@ def check_sections(cfg: DictConfig) -> None:
         there = list(cfg.trainer if section else cfg)
         for name in options:
             if name not in there:
-                raise UserError(f"{section}{name}", None, "is missing, and has to be there")
+                reason = "is missing, and has to be there"
+                if name == "logger":  # what `logger=[]` leaves
+                    reason = "names no choice: expected logger=none for no logger"
+                raise UserError(f"{section}{name}", None, reason)
     if "local" in cfg:
         raise UserError(
             "conf/local/default.yaml",

@@ -208,6 +208,9 @@ def _prunable(
         if name not in protected and (kinds is None or group.kind in kinds)
     }
     if not left:
+        if any(kinds is None or group.kind in kinds for group in groups.values()):
+            reason = "leaves no channel group to prune: expected fewer protected"
+            raise UserError("pruning.protect", list(protect), reason)
         has = ", ".join(sorted({group.kind for group in groups.values()}))
         told = f"the kinds {has}" if has else "none: nothing declares channel_groups()"
         reason = f"no channel group is left to prune; this network has {told}"

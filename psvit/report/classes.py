@@ -45,7 +45,8 @@ def classes(run: RunFiles) -> Figure | None:
         )
         axis.plot(row.top1_base, y, "o", ms=4.5, mfc="none", mec=BASE, mew=0.9, zorder=4)
     labels = [
-        f"{kind} ({images})" for kind, images in zip(rows["class"], rows["images"], strict=True)
+        style.plain(f"{kind} ({images})")
+        for kind, images in zip(rows["class"], rows["images"], strict=True)
     ]
     axis.set_yticks(range(len(rows)), labels)
     axis.set_ylim(len(rows) - 0.4, -0.6)

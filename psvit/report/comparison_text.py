@@ -183,8 +183,9 @@ def _place(policy: str) -> tuple[int, str]:
 
 def _about(headline: pd.DataFrame) -> str:
     text = (
-        "Best: of this policy's importances and recoveries tried, the one with the lowest drop "
-        "in the mean of the targets; chosen by the figures shown, which flatters it."
+        "Best: of this policy's importances and recoveries tried, the one with the lowest "
+        "drop in the mean of its targets, among those that reach the most; chosen by the figures "
+        "shown, which flatters it."
     )
     if headline.astype(str).apply(lambda column: column.str.endswith(SHORT)).any(axis=None):
         text += f" {SHORT} saves less than the target."

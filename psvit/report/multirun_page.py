@@ -61,13 +61,16 @@ def page(table: pd.DataFrame, long: pd.DataFrame, out: Path) -> str:
 
 
 def sensitivities(folders: Iterable[str]) -> dict[bool, pd.DataFrame]:
-    """The sensitivities of all finished runs that measured one, with a column ``run``.
+    """The sensitivities of finished runs that measured one, with a column ``run``.
+
+    Runs that order channels by different importances cut others: they are never in one mean, and
+    where there are several the runs of the most frequent one are taken.
 
     Returns:
         False: those of networks as cut, True: those of what recovery leaves; without what no run
         measured.
     """
-    found: dict[bool, dict[str, pd.DataFrame]] = {}
+    found: dict[bool, dict[str | None, dict[str, pd.DataFrame]]] = {}
     for folder in folders:
         # a job that failed has no results either
         if not (Path(folder) / "sensitivity.csv").is_file():
@@ -75,10 +78,13 @@ def sensitivities(folders: Iterable[str]) -> dict[bool, pd.DataFrame]:
         results = read_json(Path(folder) / "results.json")
         rows = read_sensitivity(Path(folder), results)
         if rows is not None:
-            found.setdefault(mended(results), {})[folder] = rows
+            importance = (results.get("run") or {}).get("importance")
+            alike = found.setdefault(mended(results), {}).setdefault(importance, {})
+            alike[folder] = rows
+    most = {recovered: max(each.values(), key=len) for recovered, each in found.items()}
     return {
         recovered: pd.concat(tables, names=["run"]).reset_index(level="run").reset_index(drop=True)
-        for recovered, tables in sorted(found.items())
+        for recovered, tables in sorted(most.items())
     }
 
 

@@ -124,6 +124,7 @@ def asked(run: RunFiles) -> list[tuple[str, str]]:
         "target memory saving": None if target is None else f"{100 * target:g} %",
         "largest accuracy drop": _said(pruning.get("max_accuracy_drop"), "{} points"),
         "budget": _said(pruning.get("budget")),
+        "target of the others in the budget": _said(pruning.get("target_saving")),
         "importance": pruning.get("importance"),
         "kinds of groups": _said(pruning.get("kinds")),
         "protected": _said(pruning.get("protect") or None),

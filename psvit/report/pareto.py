@@ -31,6 +31,8 @@ FRONT = {"color": "#dcdcdc", "lw": 6, "zorder": 1, "label": "Pareto front"}
 # more lines than this, and each recovery has a panel of its own
 CROWDED = 6
 MOST_COLUMNS = 3
+# more panels than this, as of a search, and networks of all settings share one, unjoined
+MOST_PANELS = 9
 # what has panels of its own where it varies
 APART = ("saves", "importance", "rounds", "settings")
 
@@ -85,6 +87,10 @@ def pareto(table: pd.DataFrame) -> Figure | None:
     if crowded:
         apart.append("recovery")
     panels = list(rows.groupby(apart, sort=False)) if apart else [((), rows)]
+    searched = len(panels) > MOST_PANELS and "settings" in apart
+    if searched:
+        apart.remove("settings")
+        panels = list(rows.groupby(apart, sort=False)) if apart else [((), rows)]
     # the recoveries of one importance side by side
     panels.sort(key=lambda panel: panel[0][: len(apart) - crowded])
     columns = len(recoveries) if crowded else len(panels)
@@ -94,12 +100,14 @@ def pareto(table: pd.DataFrame) -> Figure | None:
     looks = _looks(rows["policy"])
     dashes = {name: DASHES[0 if crowded else i % len(DASHES)] for i, name in enumerate(recoveries)}
     for axis, (values, panel) in zip(axes, panels, strict=True):
-        axis.set_title("\n".join(map(_title, apart, values)), loc="left", weight="bold")
+        title = style.plain("\n".join(map(_title, apart, values)))
+        axis.set_title(title, loc="left", weight="bold")
         axis.axhline(0, color="black", lw=0.8, zorder=1)
         best = front(panel)
         axis.plot(100 * best["memory_saving"], best["drop"], **FRONT)
         for (policy, recovery), line in panel.groupby(["policy", "recovery"]):
-            _draw(axis, line.sort_values("memory_saving"), *looks[policy], dashes[recovery])
+            dash = "none" if searched else dashes[recovery]
+            _draw(axis, line.sort_values("memory_saving"), *looks[policy], dash)
     _scale(axes[0], rows)
     figure.supxlabel("memory saving (% of the base network's parameters)", fontsize=8)
     scale = ", square-root scale" if axes[0].get_yscale() == "function" else ""
@@ -108,7 +116,7 @@ def pareto(table: pd.DataFrame) -> Figure | None:
     if "importance" not in apart and rows["importance"].nunique() > 1:
         used = rows.groupby("policy")["importance"].first()
         named = {f"{policy} ({used[policy]})": look for policy, look in looks.items()}
-    handles = _handles(named, {} if crowded else dashes, rows["seeds"])
+    handles = _handles(named, {} if crowded or searched else dashes, rows["seeds"])
     figure.legend(handles=handles, loc="outside upper center", ncols=3 if len(panels) == 1 else 4)
     return figure
 
@@ -203,7 +211,10 @@ def _title(name: str, value: Any) -> str:
     if name == "recovery" and FINE_TUNING not in value:
         return "no recovery" if value == NONE else f"recovery {value}"
     if name == "settings":
-        return "\n".join(textwrap.wrap(value, 32)) or "no further settings"
+        # as many digits as a reader compares, and no break inside a number
+        short = re.sub(r"\d+\.\d{4,}", lambda number: f"{float(number[0]):.3g}", value)
+        lines = textwrap.wrap(short, 30, break_long_words=False, break_on_hyphens=False)
+        return "\n".join(lines) or "no further settings"
     return str(value) if name in ("recovery", "saves") else f"{name} {value}"
 
 

@@ -14,7 +14,8 @@ from psvit.report.sensitivity import looks_of_groups, what
 def spread(rows: pd.DataFrame, mended: bool = False) -> Figure | None:
     """The drop against the share removed: mean over the runs, and a band from lowest to highest.
 
-    Runs that share a base network have the same curves; they count once.
+    Runs that share a base network have the same curves; they count once. All order channels by
+    one importance.
 
     Args:
         rows: the sensitivities of all runs, with columns ``run`` and ``drop`` (points below the

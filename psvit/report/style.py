@@ -1,6 +1,8 @@
 """The one look of the figures, and how seventy channel groups are laid out to stay readable."""
 
+import logging
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -15,6 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from psvit.files import write_whole
+
+_log = logging.getLogger(__name__)
 
 # Okabe and Ito's palette: told apart by colour-blind readers and in print.
 COLOURS = {
@@ -25,6 +30,12 @@ COLOURS = {
     "stream": "#E69F00",
 }
 GREY = "#6b6b6b"
+# for letters that the first font lacks, where they are installed
+OTHER_FONTS = (
+    *("Noto Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "Hiragino Sans", "Yu Gothic"),
+    *("Microsoft YaHei", "Malgun Gothic", "WenQuanYi Zen Hei", "Noto Sans Arabic"),
+)
+MISSING = re.compile(r"Glyph (\d+) .* missing from")
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8,
@@ -64,7 +75,9 @@ def new_figure(height: float, width: float = WIDTH) -> Figure:
 
 def styled() -> AbstractContextManager[None]:
     """A context in which figures are made and saved; the caller's own settings come back after."""
-    return matplotlib.rc_context(STYLE)
+    installed = set(font_manager.get_font_names())
+    fonts = [STYLE["font.family"], *(name for name in OTHER_FONTS if name in installed)]
+    return matplotlib.rc_context({**STYLE, "font.family": fonts})
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
@@ -75,12 +88,32 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     paths = [folder / f"{name}.png", folder / f"{name}.svg"]
     figure.set_dpi(150)
     # ``savefig`` would lay it out, and draw it to nowhere, for each of them
-    png = FigureCanvasAgg(figure).print_png
-    write_whole(paths[0], lambda path: png(path, metadata={"Software": None}))
-    figure.set_layout_engine("none")
-    svg = FigureCanvasSVG(figure).print_svg
-    write_whole(paths[1], lambda path: svg(path, metadata={"Date": None, "Creator": None}))
+    with warnings.catch_warnings(record=True) as told:
+        png = FigureCanvasAgg(figure).print_png
+        write_whole(paths[0], lambda path: png(path, metadata={"Software": None}))
+        figure.set_layout_engine("none")
+        svg = FigureCanvasSVG(figure).print_svg
+        write_whole(paths[1], lambda path: svg(path, metadata={"Date": None, "Creator": None}))
+    _tell(told, paths[0])
     return paths
+
+
+def _tell(told: Iterable[warnings.WarningMessage], path: Path) -> None:
+    """Pass warnings on; those of letters that no font has, one for each letter, as one line."""
+    letters = set()
+    for each in told:
+        if found := MISSING.match(str(each.message)):
+            letters.add(chr(int(found[1])))
+        else:
+            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+    if letters:
+        shown = "".join(sorted(letters))
+        _log.warning("%s: no font that is installed has the letters %s", path, shown)
+
+
+def plain(text: str) -> str:
+    """A label that says ``text`` as it is: between two dollar signs matplotlib sees a formula."""
+    return text.replace("$", r"\$")
 
 
 def root(values: Any) -> Any:

@@ -1,5 +1,8 @@
 """``plan.md``: the page of why. What the policy cut from each group, and what it expected of it."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import pandas as pd
 
 from psvit.files import write_text
@@ -22,6 +25,9 @@ POLICIES = {
     "global": "Global: one threshold of importance for all groups.",
 }
 MEASURES = {"loss": "increase of the cross-entropy", "kl": "divergence from the base network"}
+# of the budget's resources: what a row of the results counts of them, and their names in a sentence
+COUNTS = {"macs": "macs", "synops": "sops"}
+NEEDS = {"macs": "the MACs", "synops": "the spike operations"}
 # predicted_cost is empty where the policy predicts none
 COLUMNS = ["round", "group", "size", "removed", "ratio", "parameters_saved"]
 
@@ -42,28 +48,26 @@ def markdown(run: RunFiles, table: pd.DataFrame) -> str:
     """
     about = run.results.get("run", {})
     lines = ["# Why this plan", "", POLICIES.get(about.get("pruning"), ""), ""]
-    target, pruning = run.results.get("target_memory_saving"), run.config.get("pruning", {})
-    asked = [] if target is None else [f"a memory saving of {100 * target:g} %"]
-    drop = pruning.get("max_accuracy_drop")
-    if drop is not None:
-        asked.append(f"at most {drop:g} points of validation top-1 lost")
-    reached = next(
-        (
-            r
-            for r in run.results["rows"]
-            if r.get("stage") == "pruned" and r.get("policy") == about.get("pruning")
-        ),
-        None,
-    )
+    asked, resources = _asked(run), _resources(run)
     if asked:
         lines.append(f"Asked for: {', '.join(asked)}.")
-    if reached is not None:
-        lines.append(f"Reached: {100 * reached['memory_saving']:.2f} % of the parameters.")
+    cut = [
+        row
+        for row in run.results["rows"]
+        if row.get("stage") == "pruned" and row.get("policy") == about.get("pruning")
+    ]
+    if cut:
+        # of several rounds the last one's
+        lines.append(f"Reached: {', '.join(_reached(run.row('base'), cut[-1], resources))}.")
     found = run.results.get("prediction")
     if found:
+        recovered = found.get("of") == "recovered"
+        where = "behind recovery" if recovered else "on the cut network"
+        measured = found["measured_after_recovery" if recovered else "measured"]
+        last = " of the last round" if table["round"].nunique() > 1 else ""
         lines.append(
-            f"Predicted cost: {found['predicted']:.4f} nats ({MEASURES[found['measure']]}), as if "
-            f"the groups did not interact; measured on the cut network: {found['measured']:.4f}."
+            f"Predicted cost{last}: {found['predicted']:.3g} nats ({MEASURES[found['measure']]}), "
+            f"as if the groups did not interact; measured {where}: {measured:.3g}."
         )
     lines += [
         "",
@@ -86,3 +90,36 @@ def markdown(run: RunFiles, table: pd.DataFrame) -> str:
             )
         lines.append("")
     return "\n".join(lines)
+
+
+def _resources(run: RunFiles) -> list[str]:
+    """What the budget names besides memory."""
+    budget = run.config.get("pruning", {}).get("budget") or []
+    return [name for name in ([budget] if isinstance(budget, str) else budget) if name != "memory"]
+
+
+def _asked(run: RunFiles) -> list[str]:
+    """What the run was to save, and might lose."""
+    pruning = run.config.get("pruning", {})
+    memory, others = run.results.get("target_memory_saving"), pruning.get("target_saving")
+    found = [] if memory is None else [f"a memory saving of {100 * memory:g} %"]
+    for name in _resources(run):
+        share = others.get(name, memory) if isinstance(others, dict) else others
+        share = memory if share is None else share
+        if share is not None:
+            found.append(f"{100 * share:g} % of {NEEDS.get(name, name)}")
+    drop = pruning.get("max_accuracy_drop")
+    if drop is not None:
+        found.append(f"at most {drop:g} points of validation top-1 lost")
+    return found
+
+
+def _reached(
+    base: dict[str, Any] | None, cut: dict[str, Any], resources: Sequence[str]
+) -> list[str]:
+    """What the network that was cut saves of the base network's needs."""
+    found = [f"{100 * cut['memory_saving']:.2f} % of the parameters"]
+    for name, column in COUNTS.items():
+        if name in resources and base and base.get(column) and cut.get(column) is not None:
+            found.append(f"{100 * (1 - cut[column] / base[column]):.2f} % of {NEEDS[name]}")
+    return found

@@ -66,6 +66,15 @@ def test_runs_of_one_base_network_have_no_spread(sweep):
     assert sensitivities([sweep / "2"]) == {}
 
 
+def test_runs_of_other_importances_are_in_no_mean(tmp_path):
+    folder = write_multirun(tmp_path)
+    for job, seed in ((0, 0), (1, 1), (3, 2)):
+        report_runs.sensitivity(GROUPS, seed).to_csv(folder / f"{job}/sensitivity.csv", index=False)
+    change(folder / "1", lambda results: results["run"].update(importance="taylor"))
+    (rows,) = sensitivities([str(folder / job) for job in "103"]).values()
+    assert set(rows["run"]) == {str(folder / "0"), str(folder / "3")}
+
+
 def test_what_recovery_leaves_is_not_averaged_with_networks_as_cut(tmp_path):
     folder = write_multirun(tmp_path)
     for job, seed in ((0, 0), (1, 1), (3, 2), (4, 3)):

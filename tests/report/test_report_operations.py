@@ -88,6 +88,20 @@ def test_the_classes_that_changed_most_are_drawn(run, count):
     assert (f"{count} classes" in axis.get_title(loc="left")) == (count > MOST)
 
 
+def test_names_of_classes_are_drawn_as_they_are(run, tmp_path, caplog, recwarn):
+    names = [r"$\bad$", "cost $^$ a", "日本 語", "$x_1$"]
+    frame = of_classes(4)
+    frame["class"] = frame["class"].map(dict(zip(["c0", "c1", "c2", "c3"], names, strict=True)))
+    with style.styled():
+        figure = classes(replace(run, classes=frame))
+        style.save(figure, tmp_path, "classes")
+    svg = (tmp_path / "classes.svg").read_text()
+    assert r"<!-- $\bad$ (50) -->" in svg and "<!-- $x_1$ (50) -->" in svg
+    assert not list(recwarn)
+    # one line, where there is no font for them
+    assert len(caplog.records) <= 1
+
+
 def test_without_a_second_network_no_class_has_paid(run):
     assert classes(replace(run, classes=of_classes(3, ("base",)))) is None
     assert classes(run) is None

@@ -119,6 +119,16 @@ def test_policies_of_different_importances_share_a_panel_and_say_which(tmp_path)
     assert {"fine_grained (l2)", "budgeted (fisher)"} <= set(named)
 
 
+def test_the_trials_of_a_search_share_a_panel_unjoined(tmp_path):
+    table = written(tmp_path, ["fine_grained"], seeds=(0,))
+    trials = [table.assign(settings=f"finetune.lr={0.001410690937355148 * k}") for k in range(1, 6)]
+    few = pareto(pd.concat(trials[:2]))
+    assert titles(few) == ["finetune.lr=0.00141", "finetune.lr=0.00282"]
+    (axis,) = pareto(pd.concat([*trials, *(t.assign(rounds=2) for t in trials)])).axes[:1]
+    assert lines(axis, LOOKS["fine_grained"][0]) == []
+    assert "finetune" not in axis.get_title("left")
+
+
 def test_no_two_policies_look_alike():
     looks = [*LOOKS.values(), *MORE_LOOKS]
     assert len({to_hex(colour) for colour, _ in looks}) == len({m for _, m in looks}) == len(looks)

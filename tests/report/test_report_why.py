@@ -62,6 +62,29 @@ def test_each_round_has_its_table(folder):
     assert page.count("| a.hidden |") == 2
 
 
+def test_what_every_resource_of_the_budget_was_to_save_and_does(folder):
+    results = json.loads((folder / "results.json").read_text())
+    base, first = results["rows"]
+    base |= {"macs": 100.0, "sops": 10.0}
+    last = first | {"memory_saving": 0.35, "macs": 75.0, "sops": 8.0}
+    first |= {"macs": 90.0, "sops": 9.0}
+    results["rows"].append(last)
+    results["prediction"] |= {"of": "recovered", "predicted": 1.2e-5, "measured_after_recovery": 2}
+    (folder / "results.json").write_text(json.dumps(results))
+    budget = "budget: [memory, macs, synops], target_saving: {macs: 0.3}"
+    (folder / "config.yaml").write_text(f"pruning: {{{budget}}}")
+    table = pd.read_csv(folder / "plan.csv")
+    pd.concat([table, table.assign(round=2)]).to_csv(folder / "plan.csv", index=False)
+    write_why(read_run(folder))
+    page = (folder / "plan.md").read_text()
+    asked = "a memory saving of 22.4 %, 30 % of the MACs, 22.4 % of the spike operations."
+    assert f"Asked for: {asked}" in page
+    reached = "35.00 % of the parameters, 25.00 % of the MACs, 20.00 % of the spike operations."
+    assert f"Reached: {reached}" in page
+    assert "Predicted cost of the last round: 1.2e-05 nats" in page
+    assert "measured behind recovery: 2." in page
+
+
 def test_no_page_without_a_plan(folder):
     (folder / "plan.csv").unlink()
     write_why(read_run(folder))
