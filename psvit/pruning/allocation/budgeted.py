@@ -1,5 +1,6 @@
 """Ours: the least predicted divergence under a budget, solved exactly, corrected by measuring."""
 
+import logging
 import math
 from collections.abc import Callable
 
@@ -15,6 +16,8 @@ from psvit.pruning.allocation.decision import Curves, Decision, cost_curves, exp
 from psvit.pruning.allocation.knapsack import choose_levels
 from psvit.pruning.ranking import Ranking
 from psvit.pruning.surgery import compose, prune
+
+_log = logging.getLogger(__name__)
 
 # numbers of units that a group may lose, for the knapsack to choose among
 LEVELS = 24
@@ -109,6 +112,9 @@ def _solve(
     goals: dict[str, float] = {}
     saved: dict[str, dict[str, np.ndarray]] = {}
     for resource, target in budget.targets.items():
+        if resource not in ("memory", "parameters"):
+            # networks have to be made for it, and run
+            _log.info("measuring what each group's cuts save of %s", resource)
         now = budget.spent(resource, plan)
         goals[resource] = now - budget.base[resource] * (1.0 - target * share)
         saved[resource] = {}
