@@ -102,7 +102,12 @@ def warnings(run: RunFiles) -> list[str]:
     ]
     rows = run.diagnostics
     if not silent and rows is not None and firing.dead(rows):
-        found.append("Dead network, not a saving: after the cut no spike reaches the classifier.")
+        # the diagnostics are of the network that fine-tuning begins with
+        tuned = run.results["rows"][-1].get("stage") == "finetuned"
+        when = ", before fine-tuning," if tuned else ""
+        before = ", and none did before" if firing.dead(rows, "_base") else ""
+        told = f"after the cut{when} no spike reaches the classifier{before}"
+        found.append(f"Dead network, not a saving: {told}.")
     base = run.row("base")
     if base is not None and base.get("guesses"):
         found.append(

@@ -116,8 +116,17 @@ def test_a_network_that_fell_silent_is_told_at_the_head(tmp_path, run):
     # the spikes of a network may also end before the classifier
     numbers = {**dict.fromkeys(DIAGNOSTICS_COLUMNS, 1), "segment": "head", "group": ""}
     dead = replace(run, diagnostics=pd.DataFrame([numbers]))
-    assert warnings(dead) == [
-        "Dead network, not a saving: after the cut no spike reaches the classifier."
+    cut = report_runs.results()
+    del cut["rows"][-1]
+    told = "no spike reaches the classifier"
+    # the row says of the base network, too, that it was silent
+    assert warnings(replace(dead, results=cut)) == [
+        f"Dead network, not a saving: after the cut {told}, and none did before."
+    ]
+    # which is not what the table's last network is
+    alive = replace(run, diagnostics=pd.DataFrame([numbers | {"silent_base": 0}]))
+    assert warnings(alive) == [
+        f"Dead network, not a saving: after the cut, before fine-tuning, {told}."
     ]
     assert warnings(run) == []
 
