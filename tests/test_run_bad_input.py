@@ -190,7 +190,11 @@ WRONG = {
         "pruning.protect=stage7.*",
         "matches no channel group",
     ),
-    "everything protected": (["pruning.protect=['*']"], "pruning.", "no channel group is left"),
+    "everything protected": (
+        ["pruning.protect=['*']"],
+        "pruning.protect=['*']",
+        "leaves no channel group of the kinds hidden, query_key, value to prune",
+    ),
     "a ratio of 1": (["pruning.ratios=[0.5,1.0]"], "pruning.ratios=[0.5, 1.0]", "(0, 1)"),
     "too few images": (["dataset.train_images=3"], "dataset.train_images=3", "between"),
     "a bad seed": (["seed=-1"], "seed=-1", "whole number"),

@@ -209,7 +209,8 @@ def _prunable(
     }
     if not left:
         if any(kinds is None or group.kind in kinds for group in groups.values()):
-            reason = "leaves no channel group to prune: expected fewer protected"
+            of = "" if kinds is None else f" of the kinds {', '.join(kinds)}"
+            reason = f"leaves no channel group{of} to prune: expected fewer protected"
             raise UserError("pruning.protect", list(protect), reason)
         has = ", ".join(sorted({group.kind for group in groups.values()}))
         told = f"the kinds {has}" if has else "none: nothing declares channel_groups()"

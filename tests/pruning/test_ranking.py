@@ -125,8 +125,12 @@ def test_a_ranking_of_some_of_its_kinds(network, kinds, same_as):
         ),
         ({"scope": "last"}, "pruning.scope=last: expected one of all, first"),
         ({"importance": "taylor"}, "pruning.importance=taylor: needs calibration images"),
-        ({"protect": ["*"]}, "pruning.kinds=[]: no channel group is left"),
-        ({"kinds": ["value"], "protect": ["*.value"]}, "pruning.kinds=['value']: no channel group"),
+        ({"protect": ["*"]}, "pruning.protect=['*']: leaves no channel group to prune: "),
+        (
+            {"kinds": ["value"], "protect": ["*.value"]},
+            "pruning.protect=['*.value']: leaves no channel group of the kinds value to prune: ",
+        ),
+        ({"kinds": ["depth"]}, "pruning.kinds=['depth']: no channel group is left to prune; "),
     ],
 )
 def test_what_is_refused(network, options, message):
