@@ -54,6 +54,7 @@ def optimize_for_inference(model: nn.Module, packed: bool = False) -> nn.Module:
     held = Counter(module for _, module in network.named_modules(remove_duplicate=False))
     for block in list(network.modules()):
         for convolution, batch_norm in getattr(block, "batch_norms", ()):
+            # none of those that folding has put there is held twice
             if held[getattr(block, convolution)] <= 1:
                 _fold(block, convolution, batch_norm)
         if isinstance(block, RepConv) and block.conv1.bias is not None:

@@ -139,7 +139,8 @@ def _report(folder: Path, write: Callable[[Path], object]) -> None:
         raise
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        _log.warning("%s: the report is not whole (%s)", folder, reason)
+        again = f"python -m psvit.report {folder}"
+        _log.warning("the report is not whole (%s); to write it again: %s", reason, again)
 
 
 def _run(stages: Stages, network: nn.Module, trained: bool) -> None:

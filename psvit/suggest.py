@@ -60,7 +60,7 @@ def check_choices(arguments: Sequence[str]) -> None:
             continue
         given = OverridesParser.create().parse_overrides([argument])[0].value()
         jobs = given.list if isinstance(given, ChoiceSweep) else [given]
-        if any(each is None or isinstance(each, (bool, int, float)) for each in jobs):
+        if any(each in (None, []) or isinstance(each, (bool, int, float)) for each in jobs):
             choices = sorted(path.stem for path in (CONF / name).glob("*.yaml"))
             raise UserError(
                 name, value, f"expected one of {', '.join(choices)}; left out, it is the default"

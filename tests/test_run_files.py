@@ -191,5 +191,6 @@ def test_a_report_that_cannot_be_drawn_ends_no_run(config, tiny_run, tmp_path, m
         "report=tables",
     )
     pipeline.run(config(*tiny_run, *options), tmp_path / "run")
-    assert f"{tmp_path / 'run'}: the report is not whole (ValueError: no such glyph)" in caplog.text
+    assert "the report is not whole (ValueError: no such glyph)" in caplog.text
+    assert f"python -m psvit.report {tmp_path / 'run'}" in caplog.text
     assert read_state(tmp_path / "run")["finished"]

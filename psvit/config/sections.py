@@ -37,10 +37,7 @@ def check_sections(cfg: DictConfig) -> None:
         there = list(cfg.trainer if section else cfg)
         for name in options:
             if name not in there:
-                reason = "is missing, and has to be there"
-                if name == "logger":  # what `logger=[]` leaves
-                    reason = "names no choice: expected logger=none for no logger"
-                raise UserError(f"{section}{name}", None, reason)
+                raise UserError(f"{section}{name}", None, "is missing, and has to be there")
     if "local" in cfg:
         raise UserError(
             "conf/local/default.yaml",

@@ -82,17 +82,18 @@ def gradients(
     paths = {path for names in producers.values() for path in names}
     with (
         _as_it_was(model, device) as place,
-        _hooks(model.get_submodule(path).register_forward_hook(watch(path)) for path in paths),
+        hooks(model.get_submodule(path).register_forward_hook(watch(path)) for path in paths),
         torch.enable_grad(),
     ):
         for images, labels in batches:
             images = images.to(place)
             others = shapes_of_others(model, images, outputs)
             loss = F.cross_entropy(model(images), labels.to(place), reduction="sum")
-            gates = products_per_image(loss, outputs, others, len(labels), model)
+            products = products_per_image(loss, outputs, others, len(labels), model)
+            gates = {path: product.cpu() for path, product in products.items()}
             for group in groups:
                 sampled = sum(
-                    gates[path].cpu().unflatten(1, (group.size, -1)).sum(2)
+                    gates[path].unflatten(1, (group.size, -1)).sum(2)
                     for path in producers[group.name]
                     # a module may be kept for its checkpoint and never run
                     if path in gates
@@ -214,7 +215,7 @@ def read(
 
     with (
         _as_it_was(model, device) as place,
-        _hooks(hook(path) for path in paths),
+        hooks(hook(path) for path in paths),
         # last: weights that moved in inference mode could not be trained afterwards
         torch.inference_mode(),
     ):
@@ -238,7 +239,8 @@ def _zeros(size: int) -> Tensor:
 
 
 @contextmanager
-def _hooks(handles: Iterable[Any]) -> Iterator[None]:
+def hooks(handles: Iterable[Any]) -> Iterator[None]:
+    """Takes away the hooks of ``handles`` in the end, however it ends."""
     handles = list(handles)
     try:
         yield

@@ -2,7 +2,7 @@
 
 import copy
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from psvit.channels import Plan
 from psvit.neurons import reset_state
+from psvit.pruning.calibration import hooks
 from psvit.pruning.gram import input_rows
 from psvit.pruning.surgery import INPUT, OUTPUT, Cuts, plan_cuts
 
@@ -89,23 +90,20 @@ def _step(network: nn.Module, segment: nn.Module, x: Tensor) -> Tensor:
 def _layers_with_lost_inputs(part: _Part, path: str, cuts: Cuts) -> dict[str, int]:
     """Paths, within the segment and in the order they run, of the layers to solve again, and how
     often each runs."""
-    calls: dict[str, int] = {}
+    calls: Counter[str] = Counter()
     lost = {
         name[len(path) + 1 :]
         for name, axis in cuts
         if axis == INPUT and name.startswith(f"{path}.")
     }
-    handles = [
-        part.segment.get_submodule(name).register_forward_hook(
-            lambda *_, name=name: calls.update({name: calls.get(name, 0) + 1})
-        )
-        for name in lost
-    ]
-    try:
+
+    def count(name: str) -> Callable:
+        return lambda *_: calls.update([name])
+
+    with hooks(
+        part.segment.get_submodule(name).register_forward_hook(count(name)) for name in lost
+    ):
         _step(part.network, part.segment, part.inputs[0][:, :1])
-    finally:
-        for handle in handles:
-            handle.remove()
     return calls
 
 
@@ -163,12 +161,8 @@ def _input_rows(part: _Part, layer: str, calls: int, x: Tensor) -> Tensor:
             raise _Seen
 
     module = part.segment.get_submodule(layer)
-    handle = module.register_forward_pre_hook(stop)
-    try:
-        with suppress(_Seen):
-            _step(part.network, part.segment, x)
-    finally:
-        handle.remove()
+    with hooks([module.register_forward_pre_hook(stop)]), suppress(_Seen):
+        _step(part.network, part.segment, x)
     rows = [input_rows(module, each) for each in seen]
     return rows[0] if calls == 1 else torch.cat(rows)
 
@@ -210,16 +204,14 @@ def _batch_statistics(part: _Part) -> dict[str, tuple[Tensor, Tensor]]:
         seen[norm] += images
         norm.momentum = images / seen[norm]
 
-    handles = [norm.register_forward_pre_hook(weigh) for norm in norms.values()]
     for norm in norms.values():
         norm.reset_running_stats()
         norm.train()
-    for x in part.inputs:
-        # [T, B, C, H, W]
-        images = x.shape[1]
-        _step(part.network, part.segment, x)
-    for handle in handles:
-        handle.remove()
+    with hooks(norm.register_forward_pre_hook(weigh) for norm in norms.values()):
+        for x in part.inputs:
+            # [T, B, C, H, W]
+            images = x.shape[1]
+            _step(part.network, part.segment, x)
     found = {}
     for name, norm in norms.items():
         found[name] = norm.running_mean.clone(), norm.running_var.clone()

@@ -51,9 +51,9 @@ def summary(run: RunFiles) -> dict[str, float]:
             values[f"firing/rate{when}"] = float(rows[f"rate{when}"].mean())
             for share in ("silent", "saturated"):
                 values[f"firing/{share}{when}"] = _share(rows, share, when)
-    prediction = _prediction(run)
-    if prediction is not None:
-        predicted, measured = prediction
+    found = prediction(run)
+    if found is not None:
+        predicted, measured = found
         values |= {"prediction/predicted": predicted, "prediction/measured": measured}
         values["prediction/held"] = float(_holds(predicted, measured))
     return values
@@ -133,9 +133,9 @@ def _overview(run: RunFiles, rows: pd.DataFrame) -> str:
     for name in ("silent", "saturated"):
         change = _change(_share(rows, name, "_base"), _share(rows, name, ""))
         lines.append(f"- {name.capitalize()} channels: {change}.")
-    prediction = _prediction(run)
-    if prediction is not None:
-        lines.append(f"- {_compared(run, *prediction)}")
+    found = prediction(run)
+    if found is not None:
+        lines.append(f"- {_compared(run, *found)}")
     return "\n".join(lines)
 
 
@@ -189,7 +189,7 @@ def _change(before: float, after: float) -> str:
     return f"{100 * before:.1f} % before, {100 * after:.1f} % after"
 
 
-def _prediction(run: RunFiles) -> tuple[float, float] | None:
+def prediction(run: RunFiles) -> tuple[float, float] | None:
     """What the plan was predicted to cost and what it did, in nats; None where nothing was.
 
     Of a base network that is silent any cut costs nothing, which is no prediction that held.

@@ -86,11 +86,10 @@ def pareto(table: pd.DataFrame) -> Figure | None:
     crowded = rows.groupby(["policy", "recovery"]).ngroups > CROWDED and len(recoveries) > 1
     if crowded:
         apart.append("recovery")
-    panels = list(rows.groupby(apart, sort=False)) if apart else [((), rows)]
-    searched = len(panels) > MOST_PANELS and "settings" in apart
+    searched = "settings" in apart and rows.groupby(apart).ngroups > MOST_PANELS
     if searched:
         apart.remove("settings")
-        panels = list(rows.groupby(apart, sort=False)) if apart else [((), rows)]
+    panels = list(rows.groupby(apart, sort=False)) if apart else [((), rows)]
     # the recoveries of one importance side by side
     panels.sort(key=lambda panel: panel[0][: len(apart) - crowded])
     columns = len(recoveries) if crowded else len(panels)

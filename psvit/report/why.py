@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from psvit.files import write_text
+from psvit.report.diagnostics import MEASURES, prediction
 from psvit.report.files import RunFiles, read_table
 
 POLICIES = {
@@ -24,7 +25,6 @@ POLICIES = {
     ),
     "global": "Global: one threshold of importance for all groups.",
 }
-MEASURES = {"loss": "increase of the cross-entropy", "kl": "divergence from the base network"}
 # of the budget's resources: what a row of the results counts of them, and their names in a sentence
 COUNTS = {"macs": "macs", "synops": "sops"}
 NEEDS = {"macs": "the MACs", "synops": "the spike operations"}
@@ -59,15 +59,14 @@ def markdown(run: RunFiles, table: pd.DataFrame) -> str:
     if cut:
         # of several rounds the last one's
         lines.append(f"Reached: {', '.join(_reached(run.row('base'), cut[-1], resources))}.")
-    found = run.results.get("prediction")
-    if found:
-        recovered = found.get("of") == "recovered"
-        where = "behind recovery" if recovered else "on the cut network"
-        measured = found["measured_after_recovery" if recovered else "measured"]
+    found = prediction(run)
+    if found is not None:
+        record = run.results["prediction"]
+        where = "behind recovery" if record.get("of") == "recovered" else "on the cut network"
         last = " of the last round" if table["round"].nunique() > 1 else ""
         lines.append(
-            f"Predicted cost{last}: {found['predicted']:.3g} nats ({MEASURES[found['measure']]}), "
-            f"as if the groups did not interact; measured {where}: {measured:.3g}."
+            f"Predicted cost{last}: {found[0]:.3g} nats ({MEASURES[record['measure']]}), as if the "
+            f"groups did not interact; measured {where}: {found[1]:.3g}."
         )
     lines += [
         "",
