@@ -10,7 +10,7 @@ from hydra.errors import ConfigCompositionException
 
 from psvit.config import check_config
 from psvit.errors import UserError
-from psvit.suggest import CONF, check_files, choices, did_you_mean, without_append
+from psvit.suggest import CONF, check_choices, check_files, choices, did_you_mean, without_append
 
 
 @pytest.fixture
@@ -188,3 +188,16 @@ def test_the_groups_of_the_help_are_those_that_can_be_chosen():
         loader = GlobalHydra.instance().config_loader()
         for group, names in shown.items():
             assert names.split(", ") == sorted(loader.get_group_options(group))
+
+
+@pytest.mark.parametrize("value", ["null", "3", "[]", "true"])
+def test_a_group_takes_choices_and_no_values(value):
+    with pytest.raises(UserError) as error:
+        check_choices(["seed=1", f"logger={value}"])
+    expected = "one of csv, none, tensorboard, wandb; left out, it is the default"
+    assert str(error.value) == f"logger={value}: expected {expected}"
+
+
+@pytest.mark.parametrize("value", ["none", "[wandb,csv]", "csv,wandb", ""])
+def test_a_groups_choices_are_taken(value):
+    check_choices([f"logger={value}", "dataset.batch_size=3"])
