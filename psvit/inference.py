@@ -30,7 +30,7 @@ def optimize_for_inference(model: nn.Module, packed: bool = False) -> nn.Module:
     """A copy of ``model`` in evaluation mode that computes the same logits faster.
 
     - A BN behind a convolution becomes part of its weights, where a block says that nothing else
-      reads the convolution (``batch_norms``).
+      reads the convolution (``batch_norms``), and the BN reads nothing else.
     - The chain inside a ``RepConv`` becomes three convolutions that pad with zeros. It is not made
       one 3x3 convolution: that takes 9 in·out multiplications a pixel where the chain takes
       hidden·(in + 9 + out), so of every network here more than four times as many.
@@ -53,9 +53,11 @@ def optimize_for_inference(model: nn.Module, packed: bool = False) -> nn.Module:
     # by every path: a layer may lie in several containers, and is masked by one of its paths
     held = Counter(module for _, module in network.named_modules(remove_duplicate=False))
     for block in list(network.modules()):
-        for convolution, batch_norm in getattr(block, "batch_norms", ()):
+        pairs = getattr(block, "batch_norms", ())
+        read = Counter(batch_norm for _, batch_norm in dict.fromkeys(pairs))
+        for convolution, batch_norm in pairs:
             # none of those that folding has put there is held twice
-            if held[getattr(block, convolution)] <= 1:
+            if held[getattr(block, convolution)] <= 1 and read[batch_norm] == 1:
                 _fold(block, convolution, batch_norm)
         if isinstance(block, RepConv) and block.conv1.bias is not None:
             block.border_to_bias_()
@@ -165,7 +167,8 @@ def _fold(block: nn.Module, convolution: str, batch_norm: str) -> None:
     if not isinstance(bn, nn.BatchNorm2d) or bn.running_mean is None:
         return
     dtype = conv.weight.dtype
-    # in float64, so that folding rounds once
-    folded = fuse_conv_bn_eval(conv.double(), bn.double()).to(dtype)
+    # in float64, so that folding rounds once; copies, as other layers may have the same weights
+    exact = (copy.deepcopy(layer).double() for layer in (conv, bn))
+    folded = fuse_conv_bn_eval(*exact).to(dtype)
     setattr(block, convolution, folded.requires_grad_(False))
     setattr(block, batch_norm, nn.Identity())

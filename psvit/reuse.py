@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 from safetensors.torch import load_file, save
 from torch import nn
@@ -157,7 +158,9 @@ class Reuse:
 
 def keep_weights(folder: Path, network: nn.Module) -> None:
     """Leave a network's weights in a stage's folder."""
-    data = save({name: tensor.contiguous() for name, tensor in network.state_dict().items()})
+    dense = torch.contiguous_format
+    # copies, as layers that share weights may not be stored by them
+    data = save({k: v.clone(memory_format=dense) for k, v in network.state_dict().items()})
     write_whole(folder / WEIGHTS, lambda temporary: temporary.write_bytes(data))
 
 

@@ -12,8 +12,7 @@ from spikingjelly.activation_based.neuron import BaseNode, ILIFNode
 from torch import Tensor, nn
 
 from psvit.channels import ChannelGroup
-from psvit.models.attention import SpikingAttention
-from psvit.models.qkformer import BatchAsTime
+from psvit.measure.layout import neurons, views, watch_emitted
 from psvit.neurons import reset_state
 
 # A channel that fires its most in 99 of 100 (step, position, image) says nothing about the image.
@@ -32,9 +31,12 @@ class Firing:
         # layer -> summed output of each channel, as shares of the most; outputs a channel
         self._sums: dict[str, tuple[Tensor, int]] = {}
 
-    def add(self, layer: str, fired: Tensor, outputs: int) -> None:
-        """Count a call: ``fired`` ``[C]``, summed over the ``outputs`` that a channel has."""
-        if layer in self._sums:
+    def add(self, layer: str, fired: Tensor, outputs: int, again: bool = False) -> None:
+        """Count a call: ``fired`` ``[C]``, summed over the ``outputs`` that a channel has.
+
+        ``again``: in place of what was counted of the layer.
+        """
+        if layer in self._sums and not again:
             fired, outputs = fired + self._sums[layer][0], outputs + self._sums[layer][1]
         self._sums[layer] = fired, outputs
 
@@ -94,19 +96,12 @@ def watch_firing(network: nn.Module) -> Iterator[Firing]:
     """Count what every neuron layer emits while ``network`` runs inside."""
     firing = Firing()
 
-    def count(path: str) -> Callable:
-        view, most = _view(network, path), _most(network.get_submodule(path))
+    def count(path: str, spikes: Tensor, again: bool) -> None:
+        most = _most(network.get_submodule(path))
+        fired = spikes.sum((0, 1, 3), dtype=torch.float64) / most
+        firing.add(path, fired, spikes.numel() // len(fired), again)
 
-        def hook(_module, _inputs, output: Tensor) -> None:
-            spikes = view(output)
-            fired = spikes.sum((0, 1, 3), dtype=torch.float64) / most
-            firing.add(path, fired, spikes.numel() // len(fired))
-
-        return hook
-
-    with ExitStack() as hooks:
-        for path, neuron in _neurons(network).items():
-            hooks.enter_context(neuron.register_forward_hook(count(path)))
+    with watch_emitted(network, count):
         yield firing
 
 
@@ -215,13 +210,11 @@ def _plant(
         return tuple(x.nan_to_num(0.0) for x in inputs)
 
     def follow(path: str) -> Callable:
-        view = _view(network, path)
+        shown = views(network, path)
 
         def hook(_module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             marked = inputs[0].isnan()
-            channels = view(marked).transpose(0, 2).flatten(1).any(1)
-            unit, rest = divmod(len(channels), group.size)
-            if not rest and channels[:unit].all() and not channels[unit:].any():
+            if any(_is_first_unit(view(marked), group) for view in shown):
                 found.setdefault(path, []).append(group.name)
             silent = torch.zeros_like(output)
             return silent if path in group.neurons else silent.masked_fill_(marked, NAN)
@@ -232,12 +225,15 @@ def _plant(
         hooks.enter_context(network.get_submodule(path).register_forward_hook(mark))
     for path in group.consumers:
         hooks.enter_context(network.get_submodule(path).register_forward_pre_hook(end))
-    for path, neuron in _neurons(network).items():
+    for path, neuron in neurons(network).items():
         hooks.enter_context(neuron.register_forward_hook(follow(path)))
 
 
-def _neurons(network: nn.Module) -> dict[str, BaseNode]:
-    return {path: m for path, m in network.named_modules() if isinstance(m, BaseNode)}
+def _is_first_unit(marked: Tensor, group: ChannelGroup) -> bool:
+    """Whether the channels of ``[T, B, C, positions]`` with a mark are the group's first unit."""
+    channels = marked.transpose(0, 2).flatten(1).any(1)
+    unit, rest = divmod(len(channels), group.size)
+    return bool(not rest and channels[:unit].all() and not channels[unit:].any())
 
 
 def _most(neuron: BaseNode) -> float:
@@ -245,20 +241,6 @@ def _most(neuron: BaseNode) -> float:
     if isinstance(neuron, ILIFNode):
         return neuron.surrogate_function.max_spike_count / getattr(neuron, "norm", 1.0)
     return 1.0
-
-
-def _view(network: nn.Module, path: str) -> Callable[[Tensor], Tensor]:
-    """What shows the tensors of a neuron as ``[T, B, C, positions]``.
-
-    Behind a product of heads stands ``[T, B, heads, C / heads, N]``, and a neuron that takes the
-    batch for time sees ``[T * B, C, ...]``; anything else has its channels on axis 2.
-    """
-    parent = network.get_submodule(path.rpartition(".")[0])
-    if isinstance(parent, BatchAsTime):
-        return lambda x: x[None].flatten(3)
-    if isinstance(parent, SpikingAttention) and path.endswith(".attention_neuron"):
-        return lambda x: x.flatten(2, 3).flatten(3)
-    return lambda x: x[..., None].flatten(3)
 
 
 def _segment(network: nn.Module, path: str) -> str:

@@ -114,8 +114,8 @@ class _Alive(TorchDispatchMode):
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """A contiguous copy of ``tensor`` at ``dtype``; whole numbers stay what they are."""
-    cast = tensor.detach().to(dtype) if tensor.is_floating_point() else tensor.detach()
-    return cast.contiguous()
+    kind = dtype if tensor.is_floating_point() else tensor.dtype
+    return tensor.detach().to(kind, copy=True, memory_format=torch.contiguous_format)
 
 
 def _bytes(tensors: Any) -> int:

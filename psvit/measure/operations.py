@@ -180,8 +180,10 @@ class _Counter(TorchDispatchMode):
         norm = self.spikes.norm(x)
         if norm is None:
             return None
-        counts = x * norm
-        if counts.min() < 0 or not torch.equal(counts, counts.round()):
+        fractions = x * norm
+        counts = fractions.round()
+        # 7 spikes of 13 are 7.0000005 in float32
+        if counts.min() < 0 or (fractions - counts).abs().max() > 1e-3:
             return None
         active = float(counts.count_nonzero()) / counts.numel()
         return _Spikes(float(counts.mean(dtype=torch.float64)), active, bool(counts.max() > 1))

@@ -1,5 +1,6 @@
 """Which tensors are made of spikes: followed from the neurons on, operator by operator."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,8 @@ aten = ops.aten
 # what gives fractions of spikes, which are no longer spikes
 _FRACTIONS = {aten.div, aten.div_, aten.mean, aten.avg_pool2d, aten._adaptive_avg_pool2d}
 _PRODUCTS = {aten.mul, aten.mul_}
+# whose result counts in the product of the operands' units; elsewhere in the smallest of them
+_MULTIPLIES = _PRODUCTS | {aten.mm, aten.bmm}
 
 
 class SpikeTensors:
@@ -44,10 +47,10 @@ class SpikeTensors:
         if operator in _PRODUCTS:
             factors = [x for x in args if isinstance(x, int | float)]
             spikes &= all(float(x).is_integer() for x in factors)
+        norm = math.prod(known) if operator in _MULTIPLIES else max(known, default=1.0)
         for x in _floats((out, kwargs.get("out"))):
             if spikes:
-                # spikes of several neurons count in the smallest unit
-                self.add(x, max(known, default=1.0))
+                self.add(x, norm)
             else:
                 self._norms.pop(x.untyped_storage(), None)
 

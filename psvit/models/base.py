@@ -2,7 +2,7 @@
 
 import copy
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Self
 
@@ -10,6 +10,7 @@ from spikingjelly.activation_based.neuron import BaseNode
 from torch import Tensor, nn
 
 from psvit.channels import ChannelGroup
+from psvit.errors import UserError
 from psvit.models.checks import check_counts, check_rate
 from psvit.models.ports import Ports, stream_groups
 from psvit.neurons import reset_state
@@ -82,6 +83,9 @@ class SpikingTransformer(nn.Module):
         """All channel groups, by readable name: those inside blocks, then those between them.
 
         Where ``optimize_for_inference`` has folded a batch norm, its convolution stands for it.
+
+        Raises:
+            UserError: two groups cut the same layer, which has a name in each of two blocks.
         """
         groups: dict[str, ChannelGroup] = {}
         modules = dict(self.named_modules())
@@ -92,6 +96,7 @@ class SpikingTransformer(nn.Module):
                     groups[group.name] = group
         for group in stream_groups(self, self.segments()):
             groups[group.name] = group
+        _check_shared(self, groups.values())
         return {name: _as_folded(group, modules) for name, group in groups.items()}
 
     def init_weights(self, branch_gain: float = 1.5, branch_bias: float = 0.3) -> None:
@@ -122,6 +127,18 @@ class SpikingTransformer(nn.Module):
                 if isinstance(module, nn.BatchNorm2d) and module.affine:
                     nn.init.constant_(module.weight, branch_gain)
                     nn.init.constant_(module.bias, branch_bias)
+
+
+def _check_shared(network: nn.Module, groups: Iterable[ChannelGroup]) -> None:
+    """A layer of two blocks cannot lose channels in one of them."""
+    named: dict[tuple[nn.Module, str], str] = {}
+    for group in groups:
+        for end, paths in (("producers", group.producers), ("consumers", group.consumers)):
+            for path in paths:
+                known = named.setdefault((network.get_submodule(path), end), path)
+                if known != path:
+                    reason = f"is {known}, too, which another group cuts: expected one group of all"
+                    raise UserError(f"{group.name}.{end}", path, reason)
 
 
 def _as_folded(group: ChannelGroup, modules: Mapping[str, nn.Module]) -> ChannelGroup:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -61,19 +62,28 @@ class ParameterCounter:
     def __init__(self, model: nn.Module):
         self._groups = model.channel_groups()
         self._axes = {name: _cut_axes(model, group) for name, group in self._groups.items()}
-        self._shapes = {
-            path: [tensor.shape for tensor in module.parameters(recurse=False)]
-            for path, module in model.named_modules()
+        # a layer that lies in several containers has as many paths
+        named = model.named_modules(remove_duplicate=False)
+        self._modules = {path: id(module) for path, module in named}
+        self._tensors = {
+            id(module): [(id(tensor), tensor.shape) for tensor in module.parameters(recurse=False)]
+            for module in model.modules()
         }
-        self._whole = sum(shape.numel() for shapes in self._shapes.values() for shape in shapes)
+        # ... and layers may share their weights until they are cut
+        self._holders = Counter(key for found in self._tensors.values() for key, _ in found)
+        self._whole = sum(tensor.numel() for tensor in model.parameters())
 
     def __call__(self, plan: Plan) -> int:
-        cuts = _cuts(plan.check(self._groups), self._groups, self._axes)
-        total = self._whole
-        for path in {path for path, _ in cuts}:
-            for shape in self._shapes[path]:
-                left = (len(cuts.get((path, axis), range(n))) for axis, n in enumerate(shape))
-                total -= shape.numel() - math.prod(left)
+        found = _cuts(plan.check(self._groups), self._groups, self._axes)
+        cuts = {(self._modules[path], axis): kept for (path, axis), kept in found.items()}
+        total, cut = self._whole, Counter[int]()
+        for module in {module for module, _ in cuts}:
+            for tensor, shape in self._tensors[module]:
+                left = [len(cuts.get((module, axis), range(n))) for axis, n in enumerate(shape)]
+                if left != list(shape):
+                    cut[tensor] += 1
+                    whole = shape.numel() if cut[tensor] == self._holders[tensor] else 0
+                    total += math.prod(left) - whole
         return total
 
 

@@ -7,16 +7,44 @@ import pytest
 import torch
 from torch import nn
 
-from psvit.channels import Plan
+from psvit.channels import ChannelGroup, Plan
 from psvit.measure.firing import SEPARATOR, diagnose, measure_firing, neuron_groups
+from psvit.models.ports import Ports
 from psvit.neurons import LIF, IntegerLIF, reset_state
 from psvit.pruning import prune
 
 sys.path.append(str(Path(__file__).parents[1] / "models"))
 from networks import FAMILIES, alive, images, logits, random_plan, random_units  # noqa: E402
 
+sys.path.append(str(Path(__file__).parents[1] / "pruning"))
+from own import Own  # noqa: E402
+
 CPU = torch.device("cpu")
 STEPS = 4
+
+
+class Tokens(nn.Module):
+    """An MLP of linear layers over 8 x 8 tokens ``[T, B, N, C]``."""
+
+    def __init__(self, normed):
+        super().__init__()
+        self.neuron1, self.fc1 = LIF(), nn.Linear(8, 12)
+        self.norm = nn.LayerNorm(12) if normed else nn.Identity()
+        self.neuron2, self.fc2 = LIF(), nn.Linear(12, 8)
+
+    def forward(self, x):
+        tokens = x.flatten(3).transpose(2, 3).contiguous()
+        hidden = self.norm(self.fc1(self.neuron1(tokens)))
+        tokens = tokens + self.fc2(self.neuron2(hidden))
+        return tokens.transpose(2, 3).unflatten(3, x.shape[3:])
+
+    def channel_groups(self):
+        hidden = ChannelGroup("hidden", "hidden", self.fc1.out_features, ("fc1",), ("fc2",))
+        # a LayerNorm's channels cannot go one by one
+        return [] if isinstance(self.norm, nn.LayerNorm) else [hidden]
+
+    def residual_ports(self):
+        return Ports(("fc1",), ("fc2",))
 
 
 class Neurons(nn.Module):
@@ -69,6 +97,37 @@ def test_an_integer_neuron_s_rate_is_a_share_of_its_largest_count(norm):
     (row,) = measure_firing(Neurons(IntegerLIF(4, norm)), currents, CPU).to_dict("records")
     assert row["rate"] == pytest.approx((1 + 0.5 + 0 + 0.25 + 1) / 5)
     assert (row["silent"], row["saturated"]) == (0.2, 0.4)
+
+
+@pytest.mark.parametrize("normed", [False, True])
+def test_the_channels_of_linear_layers_come_last(normed):
+    torch.manual_seed(0)
+    network = Own(Tokens(normed)).eval()
+    block = network.stage1[0]
+    silenced = block.norm if normed else block.fc1
+    with torch.no_grad():
+        silenced.bias[:] = torch.tensor([5.0] * 6 + [-50.0] * 6)
+    images = torch.randn(4, 3, 32, 32)
+    # two batches: the second is read as the first was after all
+    rows = by_layer(measure_firing(network, [(images[:3], None), (images[3:], None)], CPU))
+    assert rows.loc["stage1.0.neuron1", "channels"] == 8
+    hidden = rows.loc["stage1.0.neuron2"]
+    assert (hidden["channels"], hidden["silent"], hidden["rate"]) == (12, 0.5, 0.5)
+    # by hand, channel by channel
+    emitted = []
+    block.neuron1.register_forward_hook(lambda _module, _inputs, x: emitted.append(x))
+    with torch.no_grad():
+        network(images)
+    (spikes,) = emitted
+    assert rows.loc["stage1.0.neuron1", "rate"] == pytest.approx(float(spikes.mean()))
+    assert rows.loc["stage1.0.neuron1", "silent"] == float((spikes.sum((0, 1, 2)) == 0).sum() / 8)
+    if normed:
+        return
+    groups = neuron_groups(network, images[:1])
+    assert groups["stage1.0.neuron2"] == ["stage1.0.hidden"]
+    small = prune(network, Plan({"stage1.0.hidden": range(6)}))
+    row = by_layer(diagnose(network, small, [(images, None)], CPU)).loc["stage1.0.neuron2"]
+    assert (row["channels_base"], row["channels"], row["silent"]) == (12, 6, 0.0)
 
 
 def test_a_layer_silenced_by_its_batch_norm_is_reported_silent(network):

@@ -68,6 +68,43 @@ def test_two_layers_by_hand(norm):
     assert dear.energy_mj.sum() == pytest.approx((5 * 2700 + 2 * 1225) * 1e-9)
 
 
+@pytest.mark.parametrize("levels", [3, 5, 7, 13])
+def test_fractions_that_do_not_come_out_even_are_whole_numbers_of_spikes(levels):
+    network = TwoLayers(levels)
+    images = torch.zeros(1, 3, 5, 5)
+    nn.init.zeros_(network.conv.weight)
+    network.conv.weight.data[:, 0, 1, 1] = 1.0
+    # every number of spikes up to D once: 7/13 of them times 13 are 7.0000005 in float32
+    images[0, 0].view(-1)[: levels + 1] = torch.arange(levels + 1.0)
+    table = count_operations(network, images).set_index("layer")
+    assert table.input["fc"] == "integer" and table.real_macs["fc"] == 0
+    # four channels alike, each spike read by seven
+    assert table.sops["fc"] == pytest.approx(4 * 7 * levels * (levels + 1) / 2)
+
+
+class Product(SpikingTransformer):
+    """(query · keyᵀ) · value of integer spikes, given as images of three channels ``[N, C]``."""
+
+    def __init__(self):
+        super().__init__(1)
+        self.neuron, self.fc = IntegerLIF(4), nn.Linear(1, 1, bias=False)
+
+    def forward(self, x):
+        query, key, value = self.neuron(x).transpose(0, 1)
+        return self.fc((query @ key.mT @ value).sum((1, 2))[:, None])
+
+
+def test_a_product_of_fractions_is_a_whole_number_of_smaller_ones():
+    # one query fires 3 of 4 times, and one key 1: 3/16; two values fire, 4 times and 2
+    query, key, value = (torch.zeros(2, 2) for _ in range(3))
+    query[0, 0], key[0, 0], value[0] = 3.0, 1.0, torch.tensor([4.0, 2.0])
+    table = count_operations(Product(), torch.stack([query, key, value])[None])
+    # the sparser operand drives: the key's 1 spike, each read by 2 queries, then the product's
+    # 3 of the unit 1/16 against the value's 6, each read by 2
+    first, second = 1 * 2, 3 * 2
+    assert table.set_index("layer").sops.to_dict() == {"Product": first + second, "fc": 3 * (4 + 2)}
+
+
 def test_pixels_are_no_spikes_even_where_they_are_0_and_1():
     network, images = TwoLayers(1), torch.ones(1, 3, 5, 5)
     table = count_operations(network, images).set_index("layer")

@@ -6,8 +6,10 @@ import torch.nn.functional as F
 from own import alive
 from torch import nn
 
-from psvit.channels import ChannelGroup
+from psvit.channels import ChannelGroup, Plan
+from psvit.errors import UserError
 from psvit.inference import optimize_for_inference
+from psvit.measure.footprint import measure_footprint
 from psvit.models.layers import per_step
 from psvit.models.ports import Ports
 from psvit.neurons import LIF
@@ -16,6 +18,8 @@ from psvit.pruning.estimate import log_odds_effects
 from psvit.pruning.ranking import Ranking
 from psvit.pruning.recovery import recover
 from psvit.pruning.sensitivity import Mending, measure_sensitivity
+from psvit.pruning.surgery import ParameterCounter
+from psvit.reuse import keep_weights, with_kept_weights
 
 HIDDEN = "stage1.0.hidden"
 
@@ -63,6 +67,44 @@ class InTwoContainers(Mlp):
 
     def residual_ports(self):
         return Ports(("up",), ("down", "norm", "other.1"))
+
+
+class OneNorm(nn.Module):
+    """One batch norm behind each of two layers."""
+
+    batch_norms = (("first", "norm"), ("second", "norm"))
+
+    def __init__(self, channels=8):
+        super().__init__()
+        self.neuron, self.norm = LIF(), nn.BatchNorm2d(channels)
+        self.first, self.second = nn.Conv2d(channels, channels, 1), nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x):
+        spikes = self.neuron(x)
+        x = x + per_step(spikes, self.first, self.norm)
+        return x + per_step(spikes, self.second, self.norm)
+
+    def residual_ports(self):
+        return Ports(("first", "second"), ("first", "second", "norm"))
+
+
+class Tied(nn.Sequential):
+    """Two MLPs whose first layers have the same weights; ``whole``: are the same layer."""
+
+    def __init__(self, whole=False):
+        super().__init__(Mlp(), Mlp())
+        if whole:
+            self[1].up = self[0].up
+        else:
+            self[1].up.weight = self[0].up.weight
+
+    def forward(self, x):
+        for mlp in self:
+            x = x + per_step(mlp.neuron(x), mlp.up, nn.Tanh(), mlp.down)
+        return x
+
+    def residual_ports(self):
+        return Ports.joined(mlp.residual_ports().within(str(i)) for i, mlp in enumerate(self))
 
 
 class OneTensor(nn.Module):
@@ -115,6 +157,43 @@ def test_the_copy_for_inference_is_masked_as_the_network_is(block, batch):
     fast = optimize_for_inference(network)
     with torch.no_grad(), masked(network, plan), masked(fast, plan):
         torch.testing.assert_close(fast(batch[0]), network(batch[0]))
+
+
+@pytest.mark.parametrize("block", [OneNorm, Tied, InTwoContainers])
+def test_the_copy_for_inference_answers_as_the_network_does(block, batch, tmp_path):
+    network = alive(block())
+    fast = optimize_for_inference(network)
+    with torch.no_grad():
+        torch.testing.assert_close(fast(batch[0]), network(batch[0]))
+    # in channels-last order a 1x1 kernel is dense: what is stored has to be copied for all that
+    network = network.float().to(memory_format=torch.channels_last)
+    keep_weights(tmp_path, network)
+    kept = with_kept_weights(network, tmp_path).state_dict()
+    assert all(torch.equal(kept[name], x) for name, x in network.state_dict().items())
+    table = measure_footprint(network, batch[0].float())
+    parameters = sum(x.numel() for x in network.parameters())
+    assert table.loc[0, "weight_bytes"] == 4 * parameters
+
+
+def test_weights_that_two_layers_share_are_counted_once_until_they_are_cut(batch):
+    network = alive(Tied())
+    counted = ParameterCounter(network)
+    whole = sum(x.numel() for x in network.parameters())
+    first, second = "stage1.0.0.hidden", "stage1.0.1.hidden"
+    for cut, saved in (
+        ({}, 0),
+        # what is left of one is its own: the other keeps all
+        ({first: range(9)}, 3 * (1 + 8) - 9 * 8),
+        ({first: range(9), second: range(6)}, 3 * (1 + 8) + 6 * (1 + 8) + 12 * 8 - 9 * 8 - 6 * 8),
+    ):
+        small = prune(network, Plan(cut))
+        assert counted(Plan(cut)) == whole - saved == sum(x.numel() for x in small.parameters())
+
+
+def test_a_layer_of_two_blocks_is_no_layer_of_two_groups():
+    said = r"stage1\.0\.1\.hidden\.producers=stage1\.0\.1\.up: is stage1\.0\.0\.up, too"
+    with pytest.raises(UserError, match=said):
+        alive(Tied(whole=True)).channel_groups()
 
 
 def test_fisher_information_is_that_of_both_calls(batch):
