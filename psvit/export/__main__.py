@@ -92,7 +92,8 @@ def _check_options(options: argparse.Namespace) -> None:
 def export(folder: Path, options: argparse.Namespace) -> Exported:
     """Write ``folder``/model.onnx if it answers as the network in torch does."""
     network, description = checkpoint.load(folder, "folder", options.module, "--module ")
-    network.eval()
+    # the operators of its neurons are of single precision
+    network.float().eval()
     count = max(IMAGES, options.batch_size)
     images, source = choose_images(description, count, options.images)
     # traced with another batch than those of the check

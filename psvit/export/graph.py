@@ -185,7 +185,11 @@ def to_onnx(network: nn.Module, images: Tensor, opset: int | None = None) -> Any
                 verbose=False,
             )
     except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        cause: BaseException = error
+        # the exporter's own message says how to report a fault of it
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
         raise UserError("network", type(network).__name__, f"no ONNX of it: {reason}") from error
     if opset is not None and program.model.opset_imports[""] != opset:
         raise UserError("opset", opset, "the exporter has no conversion to it")

@@ -17,6 +17,7 @@ LONG_COLUMNS = [
     "seed",
     "target_value",
     "stage",
+    "base",
     "base_top1",
     "top1",
     "drop",
@@ -82,7 +83,8 @@ def read_runs(folders: Iterable[str | Path]) -> pd.DataFrame:
     A row for each network but the base network, which has one only where a run prunes nothing.
     Top-1 is percent on the test set (the validation set where ``dataset`` says so), ``drop`` points
     below the same run's base network, ``memory_saving`` a share; ``base_macs`` and its like are the
-    base network's. ``recovery`` is what was done to
+    base network's, and ``base`` the
+    options in which it differs from other jobs'. ``recovery`` is what was done to
     the pruned network: "none", a way of recovery, "fine-tuning", or both. ``settings`` are further
     options in which the runs differ.
     Networks after a round that is not the last are left out, and one that several runs measured
@@ -182,6 +184,7 @@ def _rows(job: Job) -> list[dict[str, Any]]:
         "settings": _said(own_settings),
         "seed": job.seed,
         "target_value": value,
+        "base": _said(job.base),
         "planned_for": recovery,
         "status": DONE,
         "job": job.title,
@@ -241,9 +244,8 @@ def _measures(
     numbers = _numbers(row, results)
     if base is None:
         return numbers
-    costs = {
-        f"base_{name}": value for name, value in _numbers(base, results).items() if name in COSTS
-    }
+    kept = {*COSTS, "silent"}
+    costs = {f"base_{key}": x for key, x in _numbers(base, results).items() if key in kept}
     return {**numbers, **costs, "base_top1": base["top1"], "drop": base["top1"] - row["top1"]}
 
 

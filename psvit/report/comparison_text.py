@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from psvit.report.comparison import DONE, POLICIES, best, without_training
-from psvit.report.costs import cost_cells
+from psvit.report.costs import BASES, cost_cells
 from psvit.report.jobs import NONE, UNPRUNED
 from psvit.report.table import ABSENT
 
@@ -82,15 +82,15 @@ def markdown(table: pd.DataFrame, long: pd.DataFrame) -> str:
 
 
 def base_networks(long: pd.DataFrame) -> str:
-    """The base networks that the drops are counted from, a line for each model and dataset."""
+    """The base networks that the drops are counted from: a line for each model and dataset, and
+    for each of several that were made differently."""
     lines = []
     done = long[(long["status"] == DONE) & long["base_top1"].notna()]
-    for (model, dataset), rows in done.groupby(["model", "dataset"], sort=False):
+    for (model, dataset, made), rows in done.groupby(BASES, sort=False):
         top1 = rows.groupby("seed", dropna=False)["base_top1"].mean()
-        lines.append(
-            f"{model} on {dataset}: base network {_number(top1.mean(), top1.std(), '{:.2f}')} % "
-            f"top-1, {_count(len(top1), 'seed')}."
-        )
+        which = ", ".join(filter(None, [f"{model} on {dataset}", made]))
+        mean = _number(top1.mean(), top1.std(), "{:.2f}")
+        lines.append(f"{which}: base network {mean} % top-1, {_count(len(top1), 'seed')}.")
     return "\n".join(lines) or "No network was measured."
 
 
@@ -118,12 +118,14 @@ def caption(table: pd.DataFrame) -> str:
 
 def silent_networks(long: pd.DataFrame) -> list[str]:
     """A line for each network that fired no spike: whatever it seems to save is no saving."""
-    if "silent" not in long:
-        return []
-    return [
-        f"**Dead network, not a saving: {row.policy}, recovery {row.recovery} ({row.job}) fired no "
-        "spike on the images measured.**"
-        for row in long[long["silent"].eq(True)].itertuples()
+    seen = "fired no spike on the images measured.**"
+    dead: dict[str, pd.DataFrame] = {
+        name: long[long[name].eq(True)] for name in ("base_silent", "silent") if name in long
+    }
+    bases = dead.get("base_silent", long[:0]).drop_duplicates("job")
+    return [f"**Dead base network ({row.job}): it {seen}" for row in bases.itertuples()] + [
+        f"**Dead network, not a saving: {row.policy}, recovery {row.recovery} ({row.job}) {seen}"
+        for row in dead.get("silent", long[:0]).itertuples()
     ]
 
 

@@ -12,6 +12,8 @@ from psvit.report.table import COLUMNS, OF_SPIKES, SILENT, Column
 # as in the table of a run, but that shares are kept as shares
 _SHARES = {"firing_rate": replace(COLUMNS["firing_rate_percent"], unit=0.01)}
 BASE = "base"
+# what base networks have in common that differ by the seed alone
+BASES = ["model", "dataset", "base"]
 
 
 def cost_cells(
@@ -31,15 +33,24 @@ def cost_cells(
     shown = [name for name in COSTS if done[name].notna().any()]
     if set(shown) <= {"memory_mb"}:
         return [], []
-    heading = [*names, *(_column(name).heading for name in shown)]
+    measured = long[long["status"] == DONE]
     rows = []
     for (model, dataset), networks in done.groupby(["model", "dataset"], sort=False):
-        said = {**dict.fromkeys(names, ""), "model": model, "dataset": dataset, "policy": BASE}
-        base = _base(long[(long["model"] == model) & (long["dataset"] == dataset)])
-        rows.append(_cells({**said, **base, SILENT: base.get("sops") == 0}, names, shown))
-        pruned = networks[~networks["policy"].isin(UNPRUNED)]
-        rows += [_cells(row, names, shown) for row in pruned.to_dict("records")]
-    return heading, rows
+        theirs = measured[(measured["model"] == model) & (measured["dataset"] == dataset)]
+        for made, of_one in theirs.groupby("base", sort=False):
+            said = {**dict.fromkeys(names, ""), "model": model, "dataset": dataset}
+            said |= {"policy": BASE, "settings": made, SILENT: _any(of_one, "base_silent")}
+            rows.append(_base(of_one) | said)
+        rows += networks[~networks["policy"].isin(UNPRUNED)].to_dict("records")
+    # as in the whole table, behind the figures
+    last = ["settings"] if any(row["settings"] for row in rows) else []
+    heading = [*names, *(_column(name).heading for name in shown), *last]
+    return heading, [_cells(row, names, shown) + [row[name] for name in last] for row in rows]
+
+
+def _any(long: pd.DataFrame, name: str) -> bool:
+    """Whether a figure that older runs lack is true of any row."""
+    return name in long and bool(long[name].eq(True).any())
 
 
 def _column(name: str) -> Column:

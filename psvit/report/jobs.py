@@ -25,6 +25,8 @@ NO_SETTING = re.compile(
     r"|trainer\.(accelerator|devices|num_nodes|strategy|log_every_n_steps|enable_.*)"
     r"|pruning\.(importance|recovery|rounds|budget|ratio|ratios|target_.*)"
 )
+# options that shape the base network
+_OF_THE_BASE = re.compile(r"(?!pruning\.|finetune\.)")
 # options that shape the uniform network which stands beside another policy's
 _OF_THE_RIVAL = re.compile(
     r"(?!pruning\.|finetune\.)"
@@ -47,6 +49,8 @@ class Job:
     settings: dict[str, str] = field(default_factory=dict)
     # options of its uniform network that differ from other jobs' of its model and dataset
     rival: dict[str, str] = field(default_factory=dict)
+    # options of its base network that differ from other jobs' of its model and dataset
+    base: dict[str, str] = field(default_factory=dict)
     # its overrides but those of all jobs; its folder's name where there are none
     title: str = ""
 
@@ -189,17 +193,21 @@ def note_titles(jobs: Sequence[Job]) -> None:
 def note_settings(jobs: Sequence[Job]) -> None:
     """Fill in ``settings``: else a mean over seeds would mix networks that were made differently.
 
-    And ``rival``: the uniform networks beside all policies are one row where they are one network.
+    And ``rival``: the uniform networks beside all policies are one row where they are one network;
+    and ``base``, likewise.
     ``ckpt_path`` may differ with the seed: base networks of several seeds.
     """
     alike: dict[tuple[str, ...], list[tuple[Job, dict[str, str]]]] = {}
     beside: dict[tuple[str, ...], list[tuple[Job, dict[str, str]]]] = {}
+    bases: dict[tuple[str, ...], list[tuple[Job, dict[str, str]]]] = {}
     for job in jobs:
         flat = _flat({name: job.config[name] for name in SECTIONS if name in job.config})
         kept = {key: value for key, value in flat.items() if not NO_SETTING.fullmatch(key)}
         if job.target[0].startswith("drop"):
             kept.pop("pruning.max_accuracy_drop", None)
         alike.setdefault((job.model, job.measured_on, job.policy), []).append((job, kept))
+        base = {key: value for key, value in kept.items() if _OF_THE_BASE.match(key)}
+        bases.setdefault((job.model, job.measured_on), []).append((job, base))
         if job.policy not in UNPRUNED:
             rival = {key: value for key, value in kept.items() if _OF_THE_RIVAL.match(key)}
             if "pruning.kinds" in rival:
@@ -211,6 +219,9 @@ def note_settings(jobs: Sequence[Job]) -> None:
     for members in beside.values():
         for job, different in _differences(members):
             job.rival = different
+    for members in bases.values():
+        for job, different in _differences(members):
+            job.base = different
 
 
 def _uniform_kinds(pruning: dict[str, Any]) -> list[str]:

@@ -14,7 +14,7 @@ def measured(folder, macs, firing_rate, latency, silent=False):
             results["rows"], macs, firing_rate, latency, strict=True
         ):
             row.update(macs=operations, sops=operations * rate, firing_rate=rate)
-            row.update(energy_mj=operations * rate * 9e-10, silent=silent and row["name"] != "base")
+            row.update(energy_mj=operations * rate * 9e-10, silent=silent and rate == 0)
             timing = {"latency_ms": ms, "speedup": latency[0] / ms, "throughput": 1e3 / ms}
             results["timing"][row["name"]] = timing
 
@@ -93,3 +93,34 @@ def test_runs_that_prune_nothing_are_the_base_network_alone(tmp_path):
     measured(folder, (2e9,), (0.1,), (10.0,))
     found = section(tmp_path)
     assert list(found) == ["base"] and found["base"]["latency ms"] == "10.00"
+
+
+def test_a_base_network_that_one_seed_left_silent_is_told(two_seeds):
+    change(two_seeds / "1", lambda results: results["rows"][0].update(silent=True, sops=0.0))
+    assert section(two_seeds)["base"]["SOPs G"] == "silent"
+    long = read_runs([two_seeds])
+    text = markdown(comparison_table(long), long)
+    assert "**Dead base network (seed=1): it fired no spike" in text
+    assert "seed=0) it fired" not in text
+
+
+def test_base_networks_that_were_made_differently_are_not_averaged(tmp_path):
+    for number, (steps, top1, macs) in enumerate([(1, 25.0, 1e9), (3, 41.0, 3e9)]):
+        for seed in (0, 1):
+            found = {"base": top1, "uniform": top1 - 2, "pruned": top1 - 1}
+            folder = write_job(tmp_path / f"{number}{seed}", "budgeted", seed, found)
+            config = folder / ".hydra" / "config.yaml"
+            config.write_text(config.read_text() + f"training: {{time_steps: {steps}}}\n")
+            (folder / "config.yaml").write_text(config.read_text())
+            measured(folder, (macs, macs / 2, macs / 2), (0.1, 0.2, 0.2), (10.0, 5.0, 5.0))
+    long = read_runs([tmp_path])
+    text = markdown(comparison_table(long), long)
+    for steps, top1, macs in ((1, "25.00", "1.00"), (3, "41.00", "3.00")):
+        made = f"training.time_steps={steps}"
+        assert f"meta_spikeformer on digits, {made}: base network {top1} ± 0.00 % top-1" in text
+        taken = text.split("## What they take")[1]
+        rows = [line for line in taken.splitlines() if line.endswith(f"| {made} |")]
+        cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in rows]
+        assert ["base", *["half"] * 2] == [
+            "base" if "base" in line and macs in line else "half" for line in cells
+        ]
