@@ -2,6 +2,7 @@
 
 import atexit
 import logging
+import multiprocessing
 import os
 import re
 import shutil
@@ -28,6 +29,7 @@ from psvit.resume import (
     FolderTaken,
     Stopped,
     finished,
+    launching,
     not_written,
     of_the_disk,
     stoppable,
@@ -63,7 +65,7 @@ def main(cfg: DictConfig) -> float | list[float] | None:
     folder = Path(job.runtime.output_dir)
     in_multirun = job.mode is RunMode.MULTIRUN
     if in_multirun:
-        cfg.group = cfg.group or "/".join(Path(job.sweep.dir).parts[-2:])
+        cfg.group = cfg.group or "/".join(Path(job.sweep.dir).absolute().parts[-2:])
     resumed = cfg.resume is not None
     try:
         if resumed:
@@ -81,6 +83,12 @@ def main(cfg: DictConfig) -> float | list[float] | None:
             work = partial(run, resumed=resumed, overrides=list(job.overrides.task))
             results = run_over_processes(work, cfg, folder, job.job_logging)
         (folder / REASON).unlink(missing_ok=True)
+    except Stopped as stopped:
+        if multiprocessing.parent_process() is None:
+            raise
+        # a launcher's process, which would wait for another job
+        print(stopped, file=sys.stderr, flush=True)
+        os._exit(stopped.exit_code)
     except (UserError, HydraException, OmegaConfBaseException) as error:
         # Hydra would print the job's overrides and a traceback before an error reached our caller
         if traceback_shown:
@@ -143,6 +151,13 @@ def as_hydra_has_it(arguments: Sequence[str]) -> list[str]:
     return found
 
 
+def multirun_folder() -> Path | None:
+    """Where the jobs of a multirun are; None before it has begun."""
+    # Hydra makes the callback; without one there is nothing to import it for
+    module = sys.modules.get("psvit.report.multirun")
+    return module.Comparison.folder if module else None
+
+
 def missing_plugin(error: Exception) -> str:
     """How to get a launcher or sweeper that is not installed; "" for any other error."""
     asked = NO_CHOICE.search(str(error))
@@ -167,7 +182,8 @@ if __name__ == "__main__":
         sys.argv[1:] = resumed_arguments(as_hydra_has_it(sys.argv[1:]))
         check_choices(sys.argv[1:])
         check_files(sys.argv[1:])
-        main()
+        with launching(multirun_folder):
+            main()
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(stopped.exit_code)

@@ -32,8 +32,10 @@ from psvit.report.files import read_run
 from psvit.report.loggers import close_loggers, logger_ids, open_loggers, wandb_run
 from psvit.report.table import print_table
 from psvit.resume import CONFIG, claimed, is_run_of, read_results, read_state, write_state
+from psvit.reuse import arithmetic
 from psvit.setup import check_pruning, rank_one_ratio, set_deterministic
 from psvit.stages import Stages
+from psvit.training.trainer import check_shares
 
 _log = logging.getLogger(__name__)
 
@@ -91,6 +93,9 @@ def _claimed_run(
     data = create_data(cfg.dataset, cfg.seed)
     network, trained = build_network(cfg, data, loaded)
     check_pruning(cfg, data, network)
+    if cfg.train and (cfg.finetune.epochs or not trained):
+        loaders = {"train": data.train_dataloader(), "val": data.val_dataloader()}
+        check_shares(cfg.trainer, {name: len(loader) for name, loader in loaders.items()})
     teachers = {group: load_teacher(cfg, data, group) for group in ("training", "finetune")}
     config = OmegaConf.to_yaml(cfg, resolve=True)
     # of several processes the first one's word: the others' configs are without its loggers
@@ -98,7 +103,7 @@ def _claimed_run(
     if resumed and read_state(folder)["finished"]:
         return _finished(folder)
     if not resumed:
-        write_state(folder, finished=False, loggers={})
+        write_state(folder, finished=False, loggers={}, arithmetic=arithmetic(cfg))
         write_text(folder / CONFIG, config)
         # Hydra notes its overrides in the folder before it is known whose the folder is
         said = None if overrides is None else list(overrides)

@@ -1,11 +1,14 @@
 """A run's folder: whose it is, what is done there, and how a run ends that is told to stop."""
 
 import errno
+import multiprocessing
 import os
 import signal
+import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -43,19 +46,48 @@ class FolderTaken(UserError):
 class Stopped(BaseException):
     """The process was asked to end; no error, so that nothing takes it for one."""
 
-    def __init__(self, number: int, folder: Path):
+    def __init__(self, number: int, how: str):
         self.exit_code = 128 + number
-        super().__init__(
-            f"stopped by {signal.Signals(number).name}; to go on: python run.py resume={folder}"
-        )
+        super().__init__(f"stopped by {signal.Signals(number).name}; to go on: {how}")
 
 
-@contextmanager
-def stoppable(folder: Path) -> Iterator[None]:
+def stoppable(folder: Path) -> AbstractContextManager[None]:
     """Within it, SIGTERM and Ctrl-C raise ``Stopped``, so that locks and loggers are closed.
 
     A second one ends the process at once. Workers that were forked keep what is usual.
     """
+    return _stopping(lambda number: Stopped(number, f"python run.py resume={folder}"))
+
+
+def launching(folder: Callable[[], Path | None]) -> AbstractContextManager[None]:
+    """As ``stoppable``, outside of jobs: those that a launcher runs in processes end first.
+
+    Args:
+        folder: says where the jobs are, once that is known.
+    """
+
+    def stopped(number: int) -> Stopped:
+        # Ctrl-C reaches them by itself
+        _end_children(patience=10.0 if number == signal.SIGINT else 0.0)
+        jobs = folder()
+        return Stopped(number, "the same command" + (f", hydra.sweep.dir={jobs}" if jobs else ""))
+
+    return _stopping(stopped)
+
+
+def _end_children(patience: float) -> None:
+    children = multiprocessing.active_children()
+    for wait, end in ((patience, BaseProcess.terminate), (20.0, BaseProcess.kill)):
+        until = time.monotonic() + wait
+        for child in children:
+            child.join(max(0.0, until - time.monotonic()))
+        for child in children:
+            if child.is_alive():
+                end(child)
+
+
+@contextmanager
+def _stopping(raised: Callable[[int], Stopped]) -> Iterator[None]:
     owner = os.getpid()
     told: Stopped | None = None
 
@@ -65,7 +97,7 @@ def stoppable(folder: Path) -> Iterator[None]:
             signal.signal(each, signal.SIG_DFL)
         if os.getpid() != owner:
             raise KeyboardInterrupt
-        told = Stopped(number, folder)
+        told = raised(number)
         raise told
 
     before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}

@@ -3,6 +3,7 @@
 import copy
 import functools
 import logging
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -19,8 +20,10 @@ from psvit.data import ImageData
 from psvit.files import read_json, write_json, write_whole
 from psvit.processes import made_by_all
 from psvit.pruning.ranking import Ranking
-from psvit.resume import DONE
+from psvit.resume import DONE, read_state
 from psvit.training.recipe import Recipe
+
+_log = logging.getLogger(__name__)
 
 # what a stage leaves of a network
 WEIGHTS = "weights.safetensors"
@@ -32,7 +35,9 @@ TRAINED_BY = (
 MEASURED_BY = (*TRAINED_BY, "psvit.pruning", "psvit.measure", "psvit.inference")
 DECIDED_BY = (*MEASURED_BY, "psvit.measured", "psvit.stages", "psvit.decide")
 # of the trainer: what changes how much is told, or how long
-NOT_IN_KEY = ("max_epochs", "log_every_n_steps", "enable_model_summary")
+NOT_IN_KEY = ("max_epochs", "log_every_n_steps", "enable_model_summary", "enable_progress_bar")
+# what holds the libraries to other instructions than the best of the processor
+INSTRUCTIONS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
 
 
 class Reuse:
@@ -47,6 +52,12 @@ class Reuse:
     def __init__(self, cfg: DictConfig, data: ImageData, folder: Path):
         self.cfg, self.data = cfg, data
         self.folder = folder / DONE
+        here = arithmetic(cfg)
+        # a run that goes on elsewhere goes on with what it has
+        self._arithmetic = read_state(folder).get("arithmetic", here)
+        if self._arithmetic != here:
+            said = "made on %s so far: here, on %s, it goes on with other roundings"
+            _log.warning(said, _spoken(self._arithmetic), _spoken(here))
         # the run tells of its stages itself
         self._own = StageCache(self.folder, option="hydra.run.dir", level=logging.DEBUG)
         root = cfg.paths.cache_dir
@@ -109,7 +120,7 @@ class Reuse:
         return {
             **{name: asdict(x) if isinstance(x, Recipe) else x for name, x in key.items()},
             "seed": cfg.seed,
-            "threads": cfg.threads,
+            "arithmetic": self._arithmetic,
             "compile": cfg.compile,
             "channels_last": cfg.channels_last,
             "trainer": {
@@ -154,6 +165,21 @@ class Reuse:
             calibration_images=pruning.calibration_images if calibrates else None,
             ridge=pruning.ridge if mended else None,
         )
+
+
+def arithmetic(cfg: DictConfig) -> dict[str, Any]:
+    """What the roundings of a run depend on beside its config: the processor, and its threads."""
+    on_gpu = cfg.trainer.accelerator in ("gpu", "cuda") and torch.cuda.is_available()
+    kind = torch.backends.cpu.get_cpu_capability()
+    return {
+        "processor": torch.cuda.get_device_name() if on_gpu else kind,
+        "threads": torch.get_num_threads(),
+        **{name: os.environ[name] for name in INSTRUCTIONS if name in os.environ},
+    }
+
+
+def _spoken(found: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in found.items())
 
 
 def keep_weights(folder: Path, network: nn.Module) -> None:

@@ -289,5 +289,8 @@ class Stages:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
-def _taught_by(teacher: nn.Module | None) -> str | None:
-    return None if teacher is None else tensors_fingerprint(teacher.state_dict())
+def _taught_by(teacher: nn.Module | None) -> dict[str, Any] | None:
+    """What a teacher's answers depend on: not on the folder that it lies in."""
+    if teacher is None:
+        return None
+    return {"weights": tensors_fingerprint(teacher.state_dict()), "model": teacher.spec}

@@ -1,6 +1,7 @@
 """A run that was stopped goes on from what it had done, and ends as if nothing had happened."""
 
 import json
+import multiprocessing
 import os
 import re
 import runpy
@@ -8,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pandas as pd
@@ -28,6 +30,7 @@ from psvit.resume import (
     Stopped,
     claimed,
     is_run_of,
+    launching,
     stoppable,
     write_state,
 )
@@ -211,6 +214,23 @@ def test_a_signal_ends_the_run_and_the_next_one_the_process(tmp_path, number):
     assert stopped.value.exit_code == 128 + number
     assert str(stopped.value).endswith(f"to go on: python run.py resume={tmp_path}")
     assert signal.getsignal(number) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_command_that_is_told_to_stop_ends_the_jobs_that_it_has_in_processes(tmp_path, number):
+    began = time.monotonic()
+    job = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,))
+    job.start()
+    # as on Ctrl-C, which reaches a job, too
+    if number == signal.SIGINT:
+        threading.Timer(0.5, job.terminate).start()
+    with pytest.raises(Stopped) as stopped, launching(lambda: tmp_path):
+        os.kill(os.getpid(), number)
+    assert not job.is_alive() and time.monotonic() - began < 60
+    told = f"stopped by {signal.Signals(number).name}; to go on: the same command"
+    assert str(stopped.value) == f"{told}, hydra.sweep.dir={tmp_path}"
+    with pytest.raises(Stopped, match="to go on: the same command$"), launching(lambda: None):
+        os.kill(os.getpid(), number)
 
 
 @pytest.mark.parametrize("other", [AttributeError("half done"), SystemExit()])

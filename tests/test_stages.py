@@ -1,5 +1,6 @@
 """Stages on networks that were never trained: what is compared, noted, read and refused."""
 
+import copy
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -16,8 +17,10 @@ from psvit.pipeline import run
 from psvit.pruning import checkpoint
 from psvit.pruning.allocation import uniform_at
 from psvit.pruning.recovery import recover
+from psvit.resume import write_state
+from psvit.reuse import Reuse
 from psvit.setup import check_pruning
-from psvit.stages import Stages
+from psvit.stages import Stages, _taught_by
 
 
 @pytest.fixture
@@ -37,6 +40,42 @@ def stages(config, tiny_run, tmp_path):
 def plan_of(stages, network):
     ranking = stages.rank(network)
     return decide(stages, network, make_budget(stages, network, ranking), 1)
+
+
+def test_what_was_made_with_other_roundings_is_not_taken(stages, monkeypatch, tmp_path):
+    found, made = stages(f"paths.cache_dir={tmp_path}/cache"), []
+
+    def ask(reuse):
+        reuse.shared("base", ["psvit.files"], lambda folder: made.append(folder), seed=0)
+        return len(made)
+
+    assert ask(found.reuse) == ask(Reuse(found.cfg, found.data, tmp_path)) == 1
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default")
+    other = Reuse(found.cfg, found.data, tmp_path / "other")
+    assert ask(other) == 2
+    # ... but by a run that began with them: it goes on with what it has
+    monkeypatch.delenv("ATEN_CPU_CAPABILITY")
+    write_state(tmp_path / "other", finished=False, loggers={}, arithmetic=other._arithmetic)
+    assert ask(Reuse(found.cfg, found.data, tmp_path / "other")) == 2
+    assert ask(Reuse(found.cfg, found.data, tmp_path / "third")) == 2
+
+
+def test_a_teacher_is_its_weights_and_what_they_are_run_for(stages):
+    teacher = stages().base
+    same = copy.deepcopy(teacher)
+    assert _taught_by(teacher) == _taught_by(same) and _taught_by(None) is None
+    same.spec = {**teacher.spec, "time_steps": teacher.time_steps + 1}
+    assert _taught_by(teacher) != _taught_by(same)
+    with torch.no_grad():
+        teacher.head.fc.bias += 1
+    assert _taught_by(teacher)["weights"] != _taught_by(same)["weights"]
+
+
+def test_a_share_of_too_few_batches_is_told_before_anything_is_trained(config, tiny_run, tmp_path):
+    for option in ("limit_train_batches", "limit_val_batches", "overfit_batches"):
+        cfg = config(*tiny_run, f"+trainer.{option}=0.01")
+        with pytest.raises(UserError, match=rf"trainer\.{option}=0\.01: is less than one of"):
+            run(cfg, tmp_path / option)
 
 
 def test_a_cut_counts_from_the_network_that_was_cut(stages):

@@ -64,6 +64,18 @@ def test_a_network_of_ones_own_is_named_with_and_without_a_plus(hydra_config, pr
     assert cfg.model.module == "my_network"
 
 
+def test_a_search_may_keep_its_trials(tmp_path):
+    """Optuna's database, of the versions that an installation brings."""
+    import optuna
+
+    for trials in (2, 4):
+        study = optuna.create_study(
+            storage=f"sqlite:///{tmp_path}/trials.db", study_name="x", load_if_exists=True
+        )
+        study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
+        assert len(study.trials) == trials
+
+
 def test_what_a_search_is_told(program):
     row = {"name": "uniform", "top1": 90.0, "memory_mb": 1.5}
     objectives = program["objectives"]

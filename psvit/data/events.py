@@ -21,6 +21,7 @@ from torchvision.datasets.utils import check_integrity
 
 from psvit.data.files import garbage_kept, read_all
 from psvit.data.labelled import Labelled, Source
+from psvit.data.recordings import RAW, check_same_recordings, note_recordings
 from psvit.errors import UserError
 
 
@@ -44,7 +45,6 @@ def _import_datasets() -> ModuleType:
 datasets = _import_datasets()
 
 SPLIT_BY = "number"
-RAW = "events_np"
 DIGITS = tuple("0123456789")
 # gesture_mapping.csv of the dataset; spikingjelly's labels begin at 0
 GESTURES = (
@@ -132,7 +132,7 @@ def read_events(cfg: DictConfig, root: Path) -> Source:
     _check_classes(layout, root)
     if not frames.is_dir():
         _make_frames(layout, root, frames, cfg.frames)
-    _check_same_recordings(root, frames)
+    check_same_recordings(root, frames)
     train, *test = (_list(layout, root, part, cfg.frames) for part in layout.parts)
     return Source(list(layout.class_names), train, None, test[0] if test else None, load_frames)
 
@@ -274,24 +274,11 @@ def _make_frames(layout: Layout, root: Path, folder: Path, frames: int) -> None:
             # spikingjelly finds the recordings beside the frames that it makes
             (made.parent / RAW).symlink_to((root / RAW).resolve())
             _open(layout, made.parent, layout.parts[0], frames)
+            note_recordings(root, made)
     except OSError as error:
         raise UserError(
             "dataset.root", root, f"{folder.name}/ could not be made ({_reason(error)})"
         ) from error
-
-
-def _check_same_recordings(root: Path, frames: Path) -> None:
-    recordings, made = (
-        {path.relative_to(folder) for path in folder.rglob("*.npz")}
-        for folder in (root / RAW, frames)
-    )
-    if recordings != made:
-        raise UserError(
-            "dataset.root",
-            root,
-            f"{frames.name}/ does not hold the recordings of {RAW}/; remove {frames.name}/, and it "
-            "is made again",
-        )
 
 
 def _reason(error: Exception) -> str:

@@ -62,7 +62,7 @@ def _read_files(
         return parts
     cached = {}
     for name, (paths, labels) in parts.items():
-        key = OmegaConf.to_yaml(cfg), [(path, _written(path)) for path in paths]
+        key = OmegaConf.to_yaml(cfg, resolve=True), [(path, _written(path)) for path in paths]
         if _decoded.get(name, (None, None))[0] != key:
             transform = transforms["train" if name == "train" else "eval"]
             images = _decode(paths, transform, decode, root)

@@ -21,7 +21,8 @@ def write_sensitivity(folder: Path) -> list[Path]:
 
     Jobs of ``pruning=sensitivity`` on one base network, each with some of the groups or ratios,
     give ``sensitivity.csv``: the rows in the order in which one job would have measured them. With
-    several models, datasets or seeds each has a file of its own.
+    several models, datasets or seeds each has a file of its own, and none where jobs measured the
+    same cut differently, as with another importance.
     """
     parts: dict[tuple, list[pd.DataFrame]] = {}
     for job in map(read_job, find_jobs(folder)):
@@ -32,7 +33,11 @@ def write_sensitivity(folder: Path) -> list[Path]:
             parts.setdefault((job.model, job.dataset, job.seed), []).append(rows)
     written = []
     for (model, dataset, seed), tables in parts.items():
-        rows = pd.concat(tables).drop_duplicates(["group", "ratio"])
+        rows = pd.concat(tables).drop_duplicates()
+        if rows.duplicated(["group", "ratio"]).any():
+            said = "%s on %s, seed %s: jobs differ in what they measured; each keeps its own table"
+            _log.warning(said, model, dataset, seed)
+            continue
         places = {name: place for place, name in enumerate(dict.fromkeys(rows["group"]))}
         rows = rows.sort_values(
             ["group", "ratio"],
@@ -52,7 +57,7 @@ def log_summary(config: DictConfig, folder: Path) -> None:
     """
     if "wandb" not in (config.get("logger") or {}):
         return
-    group = config.get("group") or "/".join(folder.parts[-2:])
+    group = config.get("group") or "/".join(folder.absolute().parts[-2:])
     config = copy.deepcopy(config)
     OmegaConf.set_struct(config, False)
     config.logger.wandb.update(
@@ -85,9 +90,15 @@ class Comparison(Callback):
 
     Attributes:
         failed: the jobs of this process's multirun that failed, each with its reason.
+        folder: the multirun's, once it has begun.
     """
 
     failed: ClassVar[list[str]] = []
+    folder: ClassVar[Path | None] = None
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Note where the jobs are, for whoever is told to stop."""
+        Comparison.folder = Path(config.hydra.sweep.dir)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Compare the jobs; whatever fails is one line and never the multirun."""

@@ -44,10 +44,21 @@ class PruneBeforeFit(Callback):
 class EpochLines(Callback):
     """A line in the log for every epoch, for whoever has no progress bar."""
 
+    def __init__(self) -> None:
+        self._validated = False
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._validated = False
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._validated = True
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        top1 = trainer.callback_metrics.get(f"{pl_module.prefix}/val_top1")
+        # Lightning keeps what an earlier epoch's gave
+        metrics = trainer.callback_metrics if self._validated else {}
+        top1 = metrics.get(f"{pl_module.prefix}/val_top1")
         said = "" if top1 is None else f", validation top-1 {100 * float(top1):.2f} %"
         epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs
         _log.info("%s: epoch %d of %d%s", pl_module.prefix, epoch, epochs, said)

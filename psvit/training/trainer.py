@@ -3,7 +3,7 @@
 import inspect
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -53,6 +53,24 @@ def check_trainer(trainer: DictConfig) -> None:
             except Exception as its_own:
                 raise UserError(f"trainer.{name}", trainer[name], _reason(its_own)) from error
         raise UserError("trainer", "...", _reason(error)) from error
+
+
+def check_shares(trainer: DictConfig, batches: Mapping[str, int]) -> None:
+    """Raise a UserError for a share of the batches that comes to none: Lightning tells it late.
+
+    Args:
+        trainer: the config group.
+        batches: how many an epoch has, ``train`` and ``val``.
+    """
+    limits = {"limit_train_batches": ("train",), "limit_val_batches": ("val",)}
+    for name, loaders in {**limits, "overfit_batches": ("train", "val")}.items():
+        share = trainer.get(name)
+        for loader in loaders:
+            count = batches[loader]
+            # a whole number is one of batches
+            if isinstance(share, float) and 0.0 < share < 1.0 and int(share * count) < 1:
+                reason = f"is less than one of {count} {loader} batches: expected a larger share"
+                raise UserError(f"trainer.{name}", share, reason)
 
 
 def _check_names(trainer: DictConfig) -> None:

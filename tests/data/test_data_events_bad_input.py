@@ -109,6 +109,13 @@ def recordings_removed(root):
     return "frames_number_3_split_by_number/ does not hold the recordings of events_np/"
 
 
+def recording_replaced(root):
+    path = next((root / "events_np" / "test" / "7").glob("*.npz"))
+    with np.load(path) as events:
+        np.savez(path, **{name: values[:-1] for name, values in events.items()})
+    return "frames_number_3_split_by_number/ does not hold the recordings of events_np/"
+
+
 def unfinished(root):
     (root / "events_np.building").touch()
     return "events_np/ is unfinished"
@@ -121,7 +128,10 @@ def unfinished_frames(root):
 
 @pytest.mark.parametrize(
     "damage",
-    [no_part, no_class, unknown_class, recordings_removed, unfinished, unfinished_frames],
+    [
+        *(no_part, no_class, unknown_class, recordings_removed, recording_replaced),
+        *(unfinished, unfinished_frames),
+    ],
 )
 def test_bad_folder(n_mnist, damage):
     expected = damage(n_mnist)

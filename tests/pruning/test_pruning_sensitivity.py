@@ -171,6 +171,18 @@ def test_a_table_cut_in_mid_line_is_written_anew(network, narrow, batches, tmp_p
     assert path.read_bytes() == whole.read_bytes()
 
 
+@pytest.mark.parametrize("text", ["", '{"batch_size": 2, "base": [1', "[]", '{"sums": 3}'])
+def test_damaged_sums_are_made_again(network, narrow, batches, tmp_path, caplog, text):
+    path, whole = tmp_path / "killed.csv", tmp_path / "whole.csv"
+    measure_sensitivity(network, batches[:2], [0.5], narrow, whole, CPU)
+    with pytest.raises(Killed):
+        measure_sensitivity(network, batches[:2], [0.5], narrow, path, CPU, kill_at(6))
+    (tmp_path / "killed.partial.json").write_text(text)
+    measure_sensitivity(network, batches[:2], [0.5], narrow, path, CPU)
+    assert path.read_bytes() == whole.read_bytes()
+    assert "killed.partial.json is damaged" in caplog.text
+
+
 def test_sums_of_another_grid_are_not_gone_on_with(network, narrow, batches, tmp_path):
     path = tmp_path / "sensitivity.csv"
     with pytest.raises(Killed):

@@ -81,6 +81,21 @@ def test_sensitivity_tables_are_put_together(tmp_path):
     assert len(write_sensitivity(tmp_path)) == 2
 
 
+def test_jobs_that_measured_the_same_cut_differently_keep_their_tables(tmp_path, caplog):
+    for number, importance in enumerate(["l2", "random"]):
+        job = write_job(
+            tmp_path / str(number),
+            "sensitivity",
+            0,
+            {"base": 90.0},
+            importance=importance,
+            epochs=0,
+        )
+        (job / "sensitivity.csv").write_text(f"group,ratio,top1\nstem,0.1,{90 - number}.0\n")
+    assert write_sensitivity(tmp_path) == [] and not (tmp_path / "sensitivity.csv").exists()
+    assert "jobs differ in what they measured" in caplog.text
+
+
 def test_one_wandb_run_for_the_multirun(tmp_path, monkeypatch):
     sweep = write_multirun(tmp_path / "sweep")
     write_comparison([sweep], sweep)

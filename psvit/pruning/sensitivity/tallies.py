@@ -1,5 +1,6 @@
 """Sums over images of a candidate beside the base network's on the same images."""
 
+import logging
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from psvit.files import read_json, write_json
 from psvit.measure.accuracy import cross_entropy, divergence, log_probabilities
+
+_log = logging.getLogger(__name__)
 
 # channel group, units removed
 Candidate = tuple[str, int]
@@ -178,9 +181,15 @@ class Sums:
     @staticmethod
     def load(path: Path, candidates: Sequence[Candidate], batch_size: int) -> "Sums":
         """The sums saved for the same candidates and batches; else empty ones."""
-        if path.is_file():
+        if not path.is_file():
+            return Sums.empty(candidates)
+        try:
             saved = read_json(path)
             found = {(name, removed): Paired(*rest) for name, removed, *rest in saved["sums"]}
-            if found.keys() == set(candidates) and saved["batch_size"] == batch_size:
-                return Sums({name: found[name] for name in candidates}, Paired(*saved["base"]))
-        return Sums.empty(candidates)
+            base, theirs = Paired(*saved["base"]), saved["batch_size"]
+        except (ValueError, LookupError, TypeError) as error:
+            _log.warning("%s is damaged (%s): its rows are measured again", path, error)
+            return Sums.empty(candidates)
+        if found.keys() != set(candidates) or theirs != batch_size:
+            return Sums.empty(candidates)
+        return Sums({name: found[name] for name in candidates}, base)
