@@ -1,6 +1,7 @@
 """Of which recordings frames were made: they are wrong where a recording is another one now."""
 
 from pathlib import Path
+from typing import Any
 
 from psvit.errors import UserError
 from psvit.files import read_json, write_json
@@ -19,16 +20,23 @@ def note_recordings(root: Path, frames: Path) -> None:
 def check_same_recordings(root: Path, frames: Path) -> None:
     """Raise a UserError where frames are missing, or of recordings that are gone or replaced."""
     sizes = _sizes(root)
-    noted = frames / SIZES
-    # frames that older versions made have none
-    replaced = noted.is_file() and read_json(noted) != sizes
-    if replaced or sizes.keys() != _places(frames):
+    if _noted(frames, sizes) != sizes or sizes.keys() != _places(frames):
         raise UserError(
             "dataset.root",
             root,
             f"{frames.name}/ does not hold the recordings of {RAW}/; remove {frames.name}/, and it "
             "is made again",
         )
+
+
+def _noted(frames: Path, sizes: dict[str, int]) -> Any:
+    """What was noted; of frames that older versions made, ``sizes``."""
+    try:
+        return read_json(frames / SIZES)
+    except FileNotFoundError:
+        return sizes
+    except ValueError:  # damaged
+        return None
 
 
 def _sizes(root: Path) -> dict[str, int]:

@@ -194,8 +194,7 @@ def note_settings(jobs: Sequence[Job]) -> None:
     """Fill in ``settings``: else a mean over seeds would mix networks that were made differently.
 
     And ``rival``: the uniform networks beside all policies are one row where they are one network;
-    and ``base``, likewise.
-    ``ckpt_path`` may differ with the seed: base networks of several seeds.
+    and ``base``, likewise. ``ckpt_path`` may differ with the seed: base networks of several seeds.
     """
     alike: dict[tuple[str, ...], list[tuple[Job, dict[str, str]]]] = {}
     beside: dict[tuple[str, ...], list[tuple[Job, dict[str, str]]]] = {}
