@@ -28,12 +28,17 @@ def test_no_bar_without_a_terminal():
 
 
 def test_epochs_are_lines_of_the_log(caplog):
-    module = SimpleNamespace(prefix="base")
+    lines, module = EpochLines(), SimpleNamespace(prefix="base")
     trainer = SimpleNamespace(is_global_zero=True, current_epoch=2, max_epochs=14)
+    # Lightning keeps the metrics of the last validation: the second epoch has none of its own
+    validated = {"base/val_top1": torch.tensor(0.915)}
     with caplog.at_level(logging.INFO):
-        for metrics in ({"base/val_top1": torch.tensor(0.915)}, {}):
+        for validates, metrics in ((True, validated), (False, validated), (True, {})):
             trainer.callback_metrics = metrics
-            EpochLines().on_train_epoch_end(trainer, module)
-    first, second = caplog.messages
+            lines.on_train_epoch_start(trainer, module)
+            if validates:
+                lines.on_validation_epoch_end(trainer, module)
+            lines.on_train_epoch_end(trainer, module)
+    first, second, third = caplog.messages
     assert first == "base: epoch 3 of 14, validation top-1 91.50 %"
-    assert second == "base: epoch 3 of 14"
+    assert second == third == "base: epoch 3 of 14"

@@ -1,7 +1,6 @@
 """Pruning inside Lightning: what it trains is what ``prune`` makes, and nothing dead is trained."""
 
 import copy
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ from lightning import Callback, Trainer
 from torch.utils.data import DataLoader, TensorDataset
 
 from psvit.pruning import prune, pruned_parameters
-from psvit.training.callbacks import EpochLines, PruneBeforeFit
+from psvit.training.callbacks import PruneBeforeFit
 from psvit.training.module import Classifier
 from psvit.training.recipe import Recipe
 
@@ -100,22 +99,3 @@ def test_only_a_fit_prunes(network):
     for stage in ("validate", "test", "predict"):
         callback.setup(None, module, stage)
     assert all(torch.equal(x, before[name]) for name, x in network.state_dict().items())
-
-
-def test_the_log_has_the_validation_of_the_epoch_that_had_one(caplog):
-    lines, module = EpochLines(), SimpleNamespace(prefix="base")
-    # Lightning keeps the metrics of the last validation
-    trainer = SimpleNamespace(
-        is_global_zero=True, callback_metrics={"base/val_top1": 0.5}, current_epoch=1, max_epochs=4
-    )
-    with caplog.at_level("INFO", "psvit.training.callbacks"):
-        for validates in (True, False):
-            lines.on_train_epoch_start(trainer, module)
-            if validates:
-                lines.on_validation_epoch_end(trainer, module)
-            lines.on_train_epoch_end(trainer, module)
-            trainer.current_epoch += 1
-    assert caplog.messages == [
-        "base: epoch 2 of 4, validation top-1 50.00 %",
-        "base: epoch 3 of 4",
-    ]
