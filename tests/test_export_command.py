@@ -62,6 +62,31 @@ def test_the_command_writes_and_tabulates_every_network(saved, capsys):
     assert "digits" in out and f"{torch.get_num_threads()} thread" in out
 
 
+def test_a_network_in_double_precision_is_exported_in_single(saved, capsys):
+    network, about = checkpoint.load(saved / "base")
+    double = saved / "double"
+    checkpoint.save(network.double(), double, preprocessing=about["preprocessing"])
+    assert command.main([str(double), "--batch-size", "2"]) == 0
+    assert "32/32" in capsys.readouterr().out
+    model = onnx.load(double / "model.onnx")
+    kinds = {tensor.data_type for tensor in model.graph.initializer}
+    assert onnx.TensorProto.FLOAT in kinds and onnx.TensorProto.DOUBLE not in kinds
+
+
+def test_why_there_is_no_onnx_of_a_network(saved, monkeypatch, capsys):
+    """The exporter's own message tells how to report a fault of it, and not what is wrong."""
+
+    def refuse(*_args, **_options):
+        try:
+            raise ValueError("an operator that ONNX lacks\nand more")
+        except ValueError as error:
+            raise torch.onnx.errors.OnnxExporterError("Failed; next steps: …") from error
+
+    monkeypatch.setattr(torch.onnx, "export", refuse)
+    assert command.main([str(saved / "base")]) == 2
+    assert capsys.readouterr().err.endswith("no ONNX of it: an operator that ONNX lacks\n")
+
+
 def test_a_network_that_does_not_answer_alike_is_not_left_behind(tmp_path, capsys, monkeypatch):
     network, folder = alive("tiny_export"), tmp_path / "base"
     model, other = to_onnx(network, noise(2, 3, 8, 8)), copy.deepcopy(network)
