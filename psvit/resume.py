@@ -217,7 +217,8 @@ def not_written(error: OSError, folder: Path | None = None) -> UserError:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """What the run's folder tells of it: ``finished``, and ``loggers``, each one's id.
+    """What the run's folder tells of it: ``finished``, ``loggers``, each one's id, and, once it has
+    begun, ``arithmetic``, on what (``psvit.reuse.arithmetic``).
 
     Raises:
         UserError: the file is damaged.
@@ -228,7 +229,8 @@ def read_state(folder: Path) -> dict[str, Any]:
         return state
     try:
         state |= read_json(path)
-        whole = isinstance(state["finished"], bool) and isinstance(state["loggers"], dict)
+        named = (state["loggers"], state.get("arithmetic", {}))
+        whole = isinstance(state["finished"], bool) and all(isinstance(x, dict) for x in named)
     except (ValueError, TypeError):  # no JSON, or no mapping
         whole = False
     if not whole:

@@ -125,7 +125,10 @@ def test_a_config_that_is_none_is_one_line(folder, config, text):
         stored_config(config(), folder)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", "3", '{"finished": 1}', '{"loggers": null}'])
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[1]", "3", '{"finished": 1}', '{"loggers": null}', '{"arithmetic": "AVX2"}'],
+)
 def test_a_state_that_is_damaged_is_one_line(folder, text):
     (folder / "run.json").write_text(text)
     with pytest.raises(UserError, match=r"run\.json: is damaged: remove it"):

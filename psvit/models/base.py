@@ -137,7 +137,7 @@ def _check_shared(network: nn.Module, groups: Iterable[ChannelGroup]) -> None:
             for path in paths:
                 known = named.setdefault((network.get_submodule(path), end), path)
                 if known != path:
-                    reason = f"is {known}, too, which another group cuts: expected one group of all"
+                    reason = f"is {known}, too: expected one name, and one group, of a layer to cut"
                     raise UserError(f"{group.name}.{end}", path, reason)
 
 
