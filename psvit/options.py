@@ -37,6 +37,10 @@ class Allowed(NamedTuple):
             self.words,
         )
 
+    def once(self) -> "Allowed":
+        """Those of these lists, of strings, that hold nothing twice."""
+        return self.where(lambda x: len(set(x)) == len(x), f"{self.words}, each once")
+
     def where(self, holds: Callable[[Any], bool], words: str) -> "Allowed":
         """Those of these values that ``holds`` is true of."""
         return Allowed(lambda x: self.holds(x) and holds(x), words)
@@ -71,10 +75,11 @@ def one_of(names: Iterable[str]) -> Allowed:
 
 
 def one_or_more_of(names: Iterable[str]) -> Allowed:
-    """One name, or a list of at least one."""
+    """One name, or a list of at least one, each once."""
     known = list(names)
-    several = list_of(one_of(known))
-    return Allowed(lambda x: x in known or several.holds(x), f"one or a list of {', '.join(known)}")
+    several = list_of(one_of(known)).once()
+    words = f"one or a list of {', '.join(known)}, each once"
+    return Allowed(lambda x: x in known or several.holds(x), words)
 
 
 def list_of(

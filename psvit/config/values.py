@@ -48,7 +48,7 @@ PRECISIONS = ("32-true", "32", "64-true", "64", "16-mixed", "bf16-mixed", "16-tr
 OBJECTIVES = ("top1", "loss", "parameters", "memory_mb", "memory_saving")
 
 _PATTERNS = list_of(text("a pattern"), words="a list of channel group patterns")
-_KINDS = list_of(one_of(KINDS), words=f"a list of {', '.join(KINDS)}")
+_KINDS = list_of(one_of(KINDS), words=f"a list of {', '.join(KINDS)}").once()
 _POINTS = number(0.0, 100.0, "points in [0, 100]")
 
 # an option that is not composed is not checked
