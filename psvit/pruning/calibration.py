@@ -11,6 +11,7 @@ Legend: T time steps, B images of a batch, C channels, H x W pixels.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from psvit.channels import ChannelGroup
 from psvit.errors import UserError
 from psvit.neurons import reset_state
-from psvit.pruning.image_axis import Seen, products_per_image, shapes_of_others
+from psvit.pruning.image_axis import Seen, keep_output, products_per_image, shapes_of_others
 
 # (images [B, C, H, W] or [B, T, C, H, W], labels [B])
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -75,14 +76,13 @@ def gradients(
     }
     outputs: Seen = {}
 
-    def watch(path: str) -> Callable:
-        # with nothing but frozen parameters before it, the output is where the graph begins
-        return lambda _module, _args, y: outputs.setdefault(path, []).append(y.requires_grad_())
-
     paths = {path for names in producers.values() for path in names}
     with (
         _as_it_was(model, device) as place,
-        hooks(model.get_submodule(path).register_forward_hook(watch(path)) for path in paths),
+        hooks(
+            model.get_submodule(path).register_forward_hook(partial(keep_output, outputs, path))
+            for path in paths
+        ),
         torch.enable_grad(),
     ):
         for images, labels in batches:

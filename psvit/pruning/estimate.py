@@ -28,7 +28,7 @@ from psvit.channels import ChannelGroup
 from psvit.files import write_json, write_text
 from psvit.neurons import reset_state
 from psvit.pruning.calibration import readers
-from psvit.pruning.image_axis import Seen, products_per_image, shapes_of_others
+from psvit.pruning.image_axis import Seen, keep_output, products_per_image, shapes_of_others
 from psvit.pruning.ranking import Ranking
 from psvit.pruning.sensitivity.measure import Batches, measure_candidates
 from psvit.pruning.sensitivity.processes import rank_and_world
@@ -150,7 +150,7 @@ def log_odds_effects(
             if hasattr(module, "weight"):
                 handle = module.register_forward_pre_hook(partial(_keep_input, maps, path))
             else:
-                handle = module.register_forward_hook(partial(_keep_output, maps, path))
+                handle = module.register_forward_hook(partial(keep_output, maps, path))
             stack.callback(handle.remove)
         shapes = shapes_of_others(model.eval(), images, maps)
         logits = model(images)
@@ -173,16 +173,11 @@ def log_odds_effects(
 
 
 def _keep_input(maps: Seen, path: str, _module: nn.Module, args: tuple) -> tuple:
-    # of a tensor that others read too, what this module alone reads; with nothing but frozen
-    # parameters before it, the graph begins here
-    given = args[0]
-    x = given.view_as(given) if given.requires_grad else given.detach().requires_grad_()
+    # of a tensor that others read or write to, what this module alone reads; with nothing but
+    # frozen parameters before it, the graph begins here
+    x = args[0].clone().requires_grad_()
     maps.setdefault(path, []).append(x)
     return (x, *args[1:])
-
-
-def _keep_output(maps: Seen, path: str, _module: nn.Module, _args: tuple, y: Tensor) -> None:
-    maps.setdefault(path, []).append(y.requires_grad_())
 
 
 def calibrate(found: dict[Candidate, float], sums: Sums, images: int) -> dict[Candidate, Values]:

@@ -12,6 +12,16 @@ from psvit.errors import UserError
 Seen = dict[str, list[Tensor]]
 
 
+def keep_output(seen: Seen, path: str, _module: nn.Module, _args: tuple, y: Tensor) -> Tensor:
+    """A forward hook that notes a module's output in ``seen``; others read a copy of it.
+
+    With nothing but frozen parameters before it, the output is where the graph begins.
+    """
+    seen.setdefault(path, []).append(y.requires_grad_())
+    # a block may write to it (``y += x``), and what is noted has to stay
+    return y.clone()
+
+
 @torch.no_grad()
 def shapes_of_others(model: nn.Module, images: Tensor, seen: Seen) -> dict[str, list[torch.Size]]:
     """Shapes of what hooks put into ``seen`` when ``model`` runs on another number of images.

@@ -84,7 +84,9 @@ class _Part:
 
 def _step(network: nn.Module, segment: nn.Module, x: Tensor) -> Tensor:
     reset_state(segment)
-    return network.step(segment, x)
+    # a block may write to what enters it; one image that is all steps lets nobody
+    shown_again = x.shape[0] > 1 and x.stride(0) == 0
+    return network.step(segment, x if shown_again else x.clone())
 
 
 def _layers_with_lost_inputs(part: _Part, path: str, cuts: Cuts) -> dict[str, int]:
@@ -155,7 +157,8 @@ def _input_rows(part: _Part, layer: str, calls: int, x: Tensor) -> Tensor:
     seen: list[Tensor] = []
 
     def stop(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        seen.append(args[0])
+        # of several calls, what the block writes to before the last one
+        seen.append(args[0] if calls == 1 else args[0].clone())
         if len(seen) == calls:
             # what comes behind is of no interest: half of a block, on average
             raise _Seen

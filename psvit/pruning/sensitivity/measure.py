@@ -23,7 +23,7 @@ from psvit.pruning.ranking import Ranking
 from psvit.pruning.sensitivity.adaptive import Stopping
 from psvit.pruning.sensitivity.mended import Mending
 from psvit.pruning.sensitivity.processes import of_all, rank_and_world
-from psvit.pruning.sensitivity.replay import Replay
+from psvit.pruning.sensitivity.replay import Replay, written_in_place
 from psvit.pruning.sensitivity.table import Table, read_rows
 from psvit.pruning.sensitivity.tallies import BatchTally, Candidate, Sums
 from psvit.pruning.surgery import masked
@@ -120,12 +120,14 @@ def measure_candidates(
     rank, world = rank_and_world()
     total = len(candidates) * len(batches)
     batch_size = before = 0
+    in_place: Collection[str] = ()
     sums, own = Sums.empty(candidates), None
     for number, (images, labels) in enumerate(batches):
         if number == 0:
             batch_size = len(labels)
             # one process's word, should the others see other files
             sums = of_all(Sums.load(partial_path, candidates, batch_size))[0]
+            in_place = written_in_place(network, images[:1].to(device))
         before += len(labels)
         if before <= sums.base.images:
             continue
@@ -144,6 +146,7 @@ def measure_candidates(
                     going_on,
                     on_candidate,
                     mending,
+                    in_place,
                 )
         last = number + 1 == len(batches)
         if not last and (number + 1) % world:
@@ -186,12 +189,13 @@ def _measure_batch(
     candidates: Sequence[Candidate],
     on_candidate: Callable[[int], None],
     mending: Mending | None,
+    in_place: Collection[str],
 ) -> Sums:
     base = network(images)
     expected = base if expecting is network else expecting(images)
     tally = BatchTally(base, labels.to(images.device), expected)
     sums = Sums({}, tally.of(base))
-    found = run_candidates(network, images, base, candidates, table.plans, mending)
+    found = run_candidates(network, images, base, candidates, table.plans, mending, in_place)
     for done, (candidate, logits) in enumerate(found, start=1):
         sums.candidates[candidate] = tally.of(logits)
         on_candidate(done)
@@ -205,6 +209,7 @@ def run_candidates(
     candidates: Sequence[Candidate],
     plans: dict[Candidate, Plan],
     mending: Mending | None = None,
+    in_place: Collection[str] = (),
 ) -> Iterator[tuple[Candidate, Tensor]]:
     """Logits ``[B, classes]`` of every candidate, those of the first segments first.
 
@@ -215,6 +220,7 @@ def run_candidates(
         candidates: what to run.
         plans: of each candidate.
         mending: what recovery changes in it.
+        in_place: the segments ``written_in_place``, which are computed whole, on copies.
     """
     segments = list(model.segments().items())
     groups = model.channel_groups()
@@ -225,23 +231,26 @@ def run_candidates(
     }
     x = model.encode(images)
     last = max(min(change) for change in changes.values()) if changes else -1
-    for start, (_, segment) in enumerate(segments[: last + 1]):
+    for start, (path, segment) in enumerate(segments[: last + 1]):
         reset_state(model)
         here = [candidate for candidate in candidates if min(changes[candidate]) == start]
         if not here:
             x = model.step(segment, x)
             continue
         replay = Replay(segment)
-        left = replay.record(partial(model.step, segment, x), x)
+        if path in in_place:
+            left = model.step(segment, x.clone())
+        else:
+            left = replay.record(partial(model.step, segment, x), x)
         for candidate in here:
             plan = plans[candidate]
             mended = mending.changes(model, candidate, plan) if mending else {}
             with masked(model, plan, groups):
-                for path, change in mended.items():
-                    model.get_submodule(path).weight.add_(change)
+                for layer, change in mended.items():
+                    model.get_submodule(layer).weight.add_(change)
                 reset_state(model)
                 with replay.changed(changes[candidate][start]):
-                    y = model.step(segment, x)
+                    y = model.step(segment, x.clone() if path in in_place else x)
                 # channels that were silent are not missed; the rest of the chain would not differ
                 same = len(changes[candidate]) == 1 and torch.equal(y, left)
                 logits = base if same else model.run(y, start + 1)

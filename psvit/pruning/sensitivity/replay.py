@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+from psvit.neurons import reset_state
 
 
 @dataclass
@@ -26,7 +29,8 @@ class Replay:
 
     That is so for every module that ended before the first changed one began, and for a later one
     that reads a recorded tensor itself (key and value, behind a changed query). It needs to know
-    nothing of the segment, but that its modules write to none of their inputs.
+    nothing of the segment, but that nobody writes to what its modules gave; see
+    ``written_in_place``.
 
     Args:
         segment: a part of a network, in evaluation mode.
@@ -95,6 +99,37 @@ class Replay:
                     again = partial(_give_if_same, call, module.forward)
                     stack.enter_context(_forward(module, again))
             yield
+
+
+def written_in_place(model: nn.Module, images: Tensor) -> frozenset[str]:
+    """The segments in which somebody writes to what enters them, or to what a module gave.
+
+    As ``y += x`` does. What is computed once could not serve twice there.
+
+    Args:
+        model: the network, in evaluation mode.
+        images: a batch.
+    """
+    found = set()
+    # tensors of inference mode do not count how often they were written to
+    with torch.inference_mode(False), torch.no_grad():
+        x = model.encode(images.clone())
+        reset_state(model)
+        for path, segment in model.segments().items():
+            given = [(x, x._version)]
+
+            def note(_module: nn.Module, _args: tuple, y: Any, given: list = given) -> None:
+                if isinstance(y, Tensor):
+                    given.append((y, y._version))
+
+            with ExitStack() as stack:
+                for module in segment.modules():
+                    stack.callback(module.register_forward_hook(note).remove)
+                x = model.step(segment, x)
+            if any(y._version != version for y, version in given):
+                found.add(path)
+        reset_state(model)
+    return frozenset(found)
 
 
 def _give(output: Any, *_args: Any, **_options: Any) -> Any:
