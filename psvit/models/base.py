@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Self
 
-from spikingjelly.activation_based.neuron import BaseNode
+from spikingjelly.activation_based.base import MemoryModule
 from torch import Tensor, nn
 
 from psvit.channels import ChannelGroup
@@ -71,9 +71,9 @@ class SpikingTransformer(nn.Module):
         return segment(x)
 
     def sees_once(self, segment: nn.Module) -> bool:
-        """Whether a segment computes an image once: the first, if it has no neuron."""
+        """Whether a segment computes an image once: the first, if nothing there has a state."""
         first = segment is next(iter(self.segments().values()))
-        return first and not any(isinstance(module, BaseNode) for module in segment.modules())
+        return first and not any(isinstance(module, MemoryModule) for module in segment.modules())
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``[B, classes]`` of images ``[B, C, H, W]`` or frames ``[B, T, C, H, W]``."""

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from spikingjelly.activation_based.base import MemoryModule
 from torch import nn
 
 from psvit.models import create_model, factory
@@ -48,11 +49,27 @@ def test_the_page_s_check_passes(folder, capsys):
     ]
 
 
+class OwnNeuron(MemoryModule):
+    """None of spikingjelly's neurons: fires where what it was shown adds up."""
+
+    def __init__(self):
+        super().__init__()
+        self.step_mode = "m"
+        self.register_memory("v", 0.0)
+
+    def multi_step_forward(self, x_seq):
+        spikes = []
+        for x in x_seq:
+            self.v = 0.7 * self.v + x
+            spikes.append((self.v > 1.0).to(x))
+        return torch.stack(spikes)
+
+
 class Stem(nn.Sequential):
     """A first segment with a neuron, which may stand anywhere in it."""
 
-    def __init__(self, neuron_first):
-        parts = [LIF(), TimeConv(2, 8)] if neuron_first else [TimeConv(2, 8), LIF()]
+    def __init__(self, neuron_first, neuron):
+        parts = [neuron(), TimeConv(2, 8)] if neuron_first else [TimeConv(2, 8), neuron()]
         super().__init__(*parts)
 
 
@@ -67,10 +84,10 @@ class TimeConv(nn.Conv2d):
 class Spread(SpikingTransformer):
     """Two streams in one stage, behind a stem that keeps time."""
 
-    def __init__(self, neuron_first=False):
+    def __init__(self, neuron_first=False, neuron=LIF):
         super().__init__(3)
         self.stem = nn.Module()
-        self.stem.parts = Stem(neuron_first)
+        self.stem.parts = Stem(neuron_first, neuron)
         self.stem.forward = self.stem.parts.forward
         block = partial(ResidualBlock, 0.0)
         self.open = Downsample(8, 8, kernel_size=3, stride=1)
@@ -84,10 +101,11 @@ class Spread(SpikingTransformer):
         self.head = Head(16, 4)
 
 
+@pytest.mark.parametrize("neuron", [LIF, OwnNeuron])
 @pytest.mark.parametrize("neuron_first", [False, True])
-def test_a_first_segment_with_neurons_runs_for_every_step(neuron_first):
+def test_a_first_segment_with_neurons_runs_for_every_step(neuron_first, neuron):
     torch.manual_seed(0)
-    network = Spread(neuron_first).double().eval()
+    network = Spread(neuron_first, neuron).double().eval()
     for norm in network.modules():
         if isinstance(norm, nn.BatchNorm2d):
             nn.init.constant_(norm.bias, 0.7)

@@ -192,6 +192,24 @@ def test_sums_of_another_grid_are_not_gone_on_with(network, narrow, batches, tmp
     pd.testing.assert_frame_equal(table, expected)
 
 
+def test_sums_of_other_cuts_or_weights_are_not_gone_on_with(network, narrow, batches, tmp_path):
+    path, other = tmp_path / "sensitivity.csv", copy.deepcopy(network)
+    with torch.no_grad():
+        other.head.fc.weight.mul_(1.5)
+    random = Ranking(network, "random", kinds=["hidden"], seed=1)
+    by_norm = Ranking(network, "l2", kinds=["hidden"])
+    kill_in_second = kill_at(len(by_norm.groups) + 1)
+    # the same groups, and as many channels of each
+    assert random.groups.keys() == by_norm.groups.keys()
+    for number, (again, ranking) in enumerate([(network, random), (other, by_norm)]):
+        with pytest.raises(Killed):
+            measure_sensitivity(network, batches, [0.5], by_norm, path, CPU, kill_in_second)
+        table = measure_sensitivity(again, batches, [0.5], ranking, path, CPU)
+        fresh = tmp_path / f"fresh_{number}.csv"
+        expected = measure_sensitivity(again, batches, [0.5], ranking, fresh, CPU)
+        pd.testing.assert_frame_equal(table, expected)
+
+
 class Narrow(Ranking):
     """A ranking of groups that no network has."""
 

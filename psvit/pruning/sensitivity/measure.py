@@ -7,6 +7,7 @@ batch, whatever the number of groups and images.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from psvit.cache import key_hash, tensors_fingerprint
 from psvit.channels import Plan
 from psvit.files import write_json, write_text
 from psvit.inference import optimize_for_inference
@@ -53,8 +55,8 @@ def measure_sensitivity(
         ratios: the grid; 0 is the base network and gives no row.
         ranking: which channels a ratio removes, and from which groups.
         path: the CSV, written anew behind each batch with what is known by then; the sums lie
-            beside it, and a run that was killed goes on behind the last whole batch. A JSON of the
-            same name sums the analysis up.
+            beside it, and a run that was killed, of the same networks, cuts and images, goes on
+            behind the last whole batch. A JSON of the same name sums the analysis up.
         device: where to run.
         on_row: called with the evaluations done and their total.
         reference: the network whose outputs ``kl`` is measured against; None for ``model``.
@@ -119,14 +121,14 @@ def measure_candidates(
     partial_path = path.with_suffix(".partial.json")
     rank, world = rank_and_world()
     total = len(candidates) * len(batches)
-    batch_size = before = 0
+    key, before = "", 0
     in_place: Collection[str] = ()
     sums, own = Sums.empty(candidates), None
     for number, (images, labels) in enumerate(batches):
         if number == 0:
-            batch_size = len(labels)
+            key = _key(model, reference, table, stopping, mending, len(labels))
             # one process's word, should the others see other files
-            sums = of_all(Sums.load(partial_path, candidates, batch_size))[0]
+            sums = of_all(Sums.load(partial_path, candidates, key))[0]
             in_place = written_in_place(network, images[:1].to(device))
         before += len(labels)
         if before <= sums.base.images:
@@ -160,10 +162,32 @@ def measure_candidates(
         if rank == 0:
             write_text(path, table.csv(sums.values()))
             if not last:
-                sums.save(partial_path, batch_size)
+                sums.save(partial_path, key)
     if rank == 0:
         partial_path.unlink(missing_ok=True)
     return sums
+
+
+def _key(
+    model: nn.Module,
+    reference: nn.Module | None,
+    table: Table,
+    stopping: Stopping | None,
+    mending: Mending | None,
+    batch_size: int,
+) -> str:
+    """What the sums depend on, but the images: those of the same path are the same."""
+    networks = [model, model if reference is None else reference]
+    plans = [[*candidate, *map(list, plan.items())] for candidate, plan in table.plans.items()]
+    return key_hash(
+        {
+            "networks": [tensors_fingerprint(network.state_dict()) for network in networks],
+            "plans": plans,
+            "stopping": None if stopping is None else asdict(stopping),
+            "ridge": None if mending is None else mending.ridge,
+            "batch_size": batch_size,
+        }
+    )
 
 
 def _going_on(sums: Sums, stopping: Stopping | None, batches: int) -> list[Candidate]:

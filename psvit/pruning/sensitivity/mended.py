@@ -38,7 +38,7 @@ class Mending:
         ridge: float,
         device: torch.device | str | None = None,
     ):
-        self._groups, self._ridge = ranking.groups, ridge
+        self._groups, self.ridge = ranking.groups, ridge
         consumers = {path for group in self._groups.values() for path in _consumers(group)}
         self._grams = input_grams(model, sorted(consumers), batches, device)
         self._found: dict[Candidate, dict[str, Tensor]] = {}
@@ -67,7 +67,7 @@ class Mending:
         rows = weight.flatten(1).double()
         missing = rows[:, ~kept] @ gram[~kept][:, kept]
         change = torch.zeros_like(rows)
-        change[:, kept] = damped_solve(gram[kept][:, kept], missing, self._ridge)
+        change[:, kept] = damped_solve(gram[kept][:, kept], missing, self.ridge)
         return change.to(weight.dtype).view(weight.shape)
 
 

@@ -173,23 +173,23 @@ class Sums:
             if tally.images
         }
 
-    def save(self, path: Path, batch_size: int) -> None:
-        """Write the sums, whole or not at all, with the number of images in a batch."""
+    def save(self, path: Path, key: str) -> None:
+        """Write the sums, whole or not at all, and what they are of."""
         rows = [[*candidate, *astuple(tally)] for candidate, tally in self.candidates.items()]
-        write_json(path, {"batch_size": batch_size, "base": astuple(self.base), "sums": rows})
+        write_json(path, {"key": key, "base": astuple(self.base), "sums": rows})
 
     @staticmethod
-    def load(path: Path, candidates: Sequence[Candidate], batch_size: int) -> "Sums":
-        """The sums saved for the same candidates and batches; else empty ones."""
+    def load(path: Path, candidates: Sequence[Candidate], key: str) -> "Sums":
+        """The sums saved for the same candidates and key; else empty ones."""
         if not path.is_file():
             return Sums.empty(candidates)
         try:
             saved = read_json(path)
             found = {(name, removed): Paired(*rest) for name, removed, *rest in saved["sums"]}
-            base, theirs = Paired(*saved["base"]), saved["batch_size"]
+            base, theirs = Paired(*saved["base"]), saved["key"]
         except (ValueError, LookupError, TypeError) as error:
             _log.warning("%s is damaged (%s): its rows are measured again", path, error)
             return Sums.empty(candidates)
-        if found.keys() != set(candidates) or theirs != batch_size:
+        if found.keys() != set(candidates) or theirs != key:
             return Sums.empty(candidates)
         return Sums({name: found[name] for name in candidates}, base)
