@@ -10,6 +10,7 @@ from torch import nn
 from psvit.cache import tensors_fingerprint
 from psvit.channels import Plan
 from psvit.config.targets import targets
+from psvit.errors import UserError
 from psvit.files import copy_whole, read_json, write_json
 from psvit.pruning import allocation
 from psvit.pruning.allocation import Budget, Decision, largest_cut
@@ -160,6 +161,11 @@ def make_budget(stages: Stages, network: nn.Module, ranking: Ranking) -> Budget:
         # what cannot be saved need not be tried
         most = budget.savings(largest_cut(ranking, *reach(stages.cfg.pruning, network, ranking)))
         found = {name: most[name] if share is None else share for name, share in shares.items()}
+        nothing = [name for name, share in found.items() if share <= 0.0]
+        if nothing:
+            # times of a small network vary by more
+            reason = f"expected what cuts save: the largest one saves nothing of {nothing[0]}"
+            raise UserError("pruning.budget", list(shares), reason)
         budget = budget.towards(found)
     return budget
 

@@ -227,19 +227,32 @@ def _prune(stages: Stages, network: nn.Module, budget: Budget) -> None:
             current = mended
     if last != rounds:
         stages.record.add_row(policy + step, current, policy, stage)
-    _tell_missed(stages, budget, plan, pruned)
+    _tell_missed(stages, budget, plan, pruned, current)
 
 
-def _tell_missed(stages: Stages, budget: Budget, plan: Plan, pruned: nn.Module) -> None:
-    """Warn of targets that the rounds did not reach, by the plan of them all and the network that
-    the last one cut."""
+def _tell_missed(
+    stages: Stages, budget: Budget, plan: Plan, pruned: nn.Module, final: nn.Module
+) -> None:
+    """Warn of targets that the rounds did not reach, by the plan of them all, the network that the
+    last one cut, and what recovery and fine-tuning made of it."""
     for resource, target in targets(stages.cfg.pruning).items():
         # times vary; whatever else a policy cannot reach it refuses, but for an accuracy's limit
         if not target or resource == "latency":
             continue
         if resource == "synops":
             # what was mended on the way fires otherwise than the base network cut by the plan
-            spent = make_meter(pruned, resource, stages.few_images)(Plan())
+            spent, now = (
+                make_meter(network, resource, stages.few_images)(Plan())
+                for network in (pruned, final)
+            )
+            left = 1.0 - now / budget.base[resource]
+            if spent <= budget.base[resource] * (1.0 - target) and left < target:
+                _log.warning(
+                    "the network saves %.2f %% of synops, less than the %g %% that its plan saves: "
+                    "mended, it fires more than as it was cut",
+                    100 * left,
+                    100 * target,
+                )
         else:
             spent = budget.spent(resource, plan)
         saved = 1.0 - spent / budget.base[resource]

@@ -14,7 +14,7 @@ from psvit.errors import UserError
 from psvit.measure.accuracy import Tally
 from psvit.networks import build_network, load_network
 from psvit.pipeline import run
-from psvit.pruning import checkpoint
+from psvit.pruning import allocation, checkpoint
 from psvit.pruning.allocation import uniform_at
 from psvit.pruning.recovery import recover
 from psvit.resume import write_state
@@ -168,6 +168,19 @@ def test_the_most_that_large_groups_can_save_is_within_reach(stages):
     names = setup.reach(found.cfg.pruning, found.base, found.rank(found.base))[1]
     _, plan = uniform_at(found.rank(found.base), budget, names)
     assert set(plan) == set(names)
+
+
+def test_a_resource_of_which_nothing_can_be_saved_is_no_budget(stages, monkeypatch):
+    found = stages(
+        "pruning=fine_grained",
+        "pruning.budget=latency",
+        "pruning.target_memory_saving=null",
+        "pruning.max_accuracy_drop=50",
+    )
+    # a network too small for its time to tell
+    monkeypatch.setattr(allocation, "make_meter", lambda *_: lambda plan: 1.03 if plan else 1.0)
+    with pytest.raises(UserError, match="pruning.budget=.*saves nothing of latency"):
+        make_budget(found, found.base, found.rank(found.base))
 
 
 def test_recordings_are_read_in_as_many_frames_as_the_network_has_steps(
