@@ -6,13 +6,14 @@ import os
 
 import torch
 from omegaconf import DictConfig
-from torch import nn
+from torch import Tensor, nn
 
 from psvit.config.targets import targets
 from psvit.data import ImageData
 from psvit.errors import UserError
 from psvit.pruning.allocation import COUNTED, Budget, large_groups, make_meter
 from psvit.pruning.calibration import gradients, readers
+from psvit.pruning.gram import check_rows, grams
 from psvit.pruning.importance import STATISTICS
 from psvit.pruning.ranking import Ranking
 from psvit.pruning.recovery import SOLVING
@@ -77,10 +78,15 @@ def rank_one_ratio(
     """What the networks of one ratio are cut by: ``ranking`` but for what the config has of its own
     for them, the importance or the kinds of groups; groups that are not analysed are cut too."""
     pruning = cfg.pruning
-    importance = pruning.uniform_importance
-    if importance not in (None, pruning.importance) or pruning.sensitivity.groups is not None:
+    if _ranks_one_ratio_anew(pruning):
+        importance = pruning.uniform_importance
         ranking = rank_channels(cfg, data, network, importance=importance, all_groups=True)
     return ranking.of_kinds(pruning.uniform_kinds)
+
+
+def _ranks_one_ratio_anew(pruning: DictConfig) -> bool:
+    own = pruning.uniform_importance not in (None, pruning.importance)
+    return own or pruning.sensitivity.groups is not None
 
 
 def _not_analysed(pruning: DictConfig, network: nn.Module) -> list[str]:
@@ -126,10 +132,8 @@ def check_pruning(cfg: DictConfig, data: ImageData, network: nn.Module) -> None:
         )
     # how many channels may go does not depend on which: the cheapest importance answers
     ranking = rank_channels(cfg, data, network, importance="random")
-    reading = STATISTICS.get(pruning.importance, gradients) is not gradients
-    if reading or pruning.sensitivity.method == "estimated":
-        for group in ranking.groups.values():
-            readers(group)
+    image, _ = data.val[0]
+    _check_readers(cfg, data, network, ranking, image.unsqueeze(0))
     grid_points(ranking, [pruning.get("ratio", 0.0), *pruning.ratios])
     counted = {
         name: share
@@ -137,11 +141,35 @@ def check_pruning(cfg: DictConfig, data: ImageData, network: nn.Module) -> None:
         if share is not None and name in COUNTED
     }
     # a count asks for an image's shape alone
-    image, _ = data.val[0]
     with torch.random.fork_rng(devices=[]):
         meters = {name: make_meter(network, name, image.unsqueeze(0)) for name in counted}
         budget = Budget(network, counted, meters)
         budget.check_reachable(ranking, *reach(pruning, network, ranking))
+
+
+def _check_readers(
+    cfg: DictConfig, data: ImageData, network: nn.Module, ranking: Ranking, image: Tensor
+) -> None:
+    """Raise a UserError for a group whose readers cannot tell what the config asks of them."""
+    pruning = cfg.pruning
+    scored = {pruning.importance: ranking.groups}
+    if _ranks_one_ratio_anew(pruning):
+        every = rank_channels(cfg, data, network, importance="random", all_groups=True)
+        scored[pruning.uniform_importance or pruning.importance] = every.groups
+    if pruning.sensitivity.method == "estimated":
+        for group in ranking.groups.values():
+            readers(group)
+    # an analysis alone recovers nothing
+    recovers = pruning.name != "sensitivity" and pruning.get("recovery") in SOLVING
+    if recovers or mends_candidates(pruning):
+        asked_by = f"pruning.recovery={pruning.recovery}"
+        check_rows(network, ranking.groups.values(), image, asked_by)
+    for importance, groups in scored.items():
+        if STATISTICS.get(importance, gradients) is not gradients:
+            for group in groups.values():
+                readers(group)
+        if STATISTICS.get(importance) is grams:
+            check_rows(network, groups.values(), image, f"the importance {importance}")
 
 
 def reach(

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from psvit.channels import ChannelGroup
+from psvit.errors import UserError
 from psvit.pruning.calibration import Batches, all_readers, channel_maps, read, readers
 
 # elements of an unfolded input that are held at once: 128 MiB of float64
@@ -100,27 +101,65 @@ def grams(
     }
 
 
+def check_rows(
+    model: nn.Module, groups: Iterable[ChannelGroup], image: Tensor, asked_by: str
+) -> None:
+    """Refuse a consumer whose rows ``input_rows`` does not know.
+
+    One that never runs, kept for its checkpoint, is let be: nothing asks for its rows.
+
+    Args:
+        model: the network.
+        groups: what is to be cut.
+        image: any one image, ``[1, C, H, W]`` or ``[1, T, C, H, W]``.
+        asked_by: the option that needs the rows, and its value.
+
+    Raises:
+        UserError: naming the group and the layer.
+    """
+    readers_of = {
+        path: group.name
+        for group in groups
+        for path in group.consumers
+        if not _has_input_rows(model.get_submodule(path))
+    }
+
+    def refuse(path: str, _module: nn.Module, _x: Tensor) -> None:
+        reason = f"expected a linear layer, or an nn.Conv2d without groups, with {asked_by}"
+        raise UserError(f"{readers_of[path]}.consumers", path, reason)
+
+    if readers_of:
+        image = image.to(next(model.parameters()))
+        read(model, list(readers_of), [(image, torch.zeros(1))], None, refuse)
+
+
 def input_rows(module: nn.Module, x: Tensor) -> Tensor:
     """What a layer multiplies with its weight: ``[positions, in_channels · kh · kw]``.
 
     Args:
         module: a linear layer or a convolution; its weight flattened from axis 1 has the same
             columns.
-        x: its input, ``[..., C]`` or ``[N, C, H, W]``.
+        x: its input, ``[..., C]`` or ``[..., C, H, W]``.
 
     Raises:
-        TypeError: a layer of another kind, or one with grouped or wrapped-around inputs.
+        TypeError: a layer of another kind, or one with groups; see ``check_rows``.
     """
     if isinstance(module, nn.Linear):
         return x.reshape(-1, x.shape[-1])
-    if not (
-        isinstance(module, nn.Conv2d)
-        and module.groups == 1
-        and module.padding_mode == "zeros"
-        and not isinstance(module.padding, str)
-    ):
+    if not _has_input_rows(module):
         raise TypeError(f"no input rows of {module}")
-    if module.kernel_size == (1, 1) and module.stride == (1, 1) and module.padding == (0, 0):
+    x, padding, mode = x.flatten(0, -4), module.padding, module.padding_mode
+    if isinstance(padding, str) or mode != "zeros":
+        # unfolding pads with zeros, as much on either side
+        around = module._reversed_padding_repeated_twice
+        x = F.pad(x, around, "constant" if mode == "zeros" else mode)
+        padding = (0, 0)
+    if module.kernel_size == (1, 1) and module.stride == (1, 1) and padding == (0, 0):
         return x.movedim(1, -1).flatten(0, -2)
-    patches = F.unfold(x, module.kernel_size, module.dilation, module.padding, module.stride)
+    patches = F.unfold(x, module.kernel_size, module.dilation, padding, module.stride)
     return patches.movedim(1, -1).flatten(0, -2)
+
+
+def _has_input_rows(module: nn.Module) -> bool:
+    convolution = isinstance(module, nn.Conv2d) and module.groups == 1
+    return convolution or isinstance(module, nn.Linear)

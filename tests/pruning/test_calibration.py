@@ -154,10 +154,17 @@ LAYERS = {
     "strided, dilated, not square": nn.Conv2d(
         3, 4, (3, 2), stride=(1, 2), padding=(2, 0), dilation=(2, 1)
     ),
+    "padded by name": nn.Conv2d(3, 4, 3, padding="same"),
+    "padded by name, unevenly": nn.Conv2d(3, 4, (2, 4), padding="same", dilation=(3, 1)),
+    "not padded, by name": nn.Conv2d(3, 4, 3, padding="valid", stride=2),
+    "wrapped around": nn.Conv2d(3, 4, 3, padding=(1, 2), padding_mode="circular", stride=2),
+    "mirrored pointwise": nn.Conv2d(3, 4, 1, padding=1, padding_mode="reflect"),
+    "repeated, by name": nn.Conv2d(3, 4, 3, padding="same", padding_mode="replicate"),
     "linear": nn.Linear(7, 4),
 }
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
 def test_input_rows_times_the_weight_is_the_output(layer):
     torch.manual_seed(0)
@@ -168,14 +175,14 @@ def test_input_rows_times_the_weight_is_the_output(layer):
         currents = rows @ layer.weight.flatten(1).T
     expected = y if isinstance(layer, nn.Linear) else y.movedim(1, -1)
     assert torch.allclose(currents, expected.reshape(-1, 4), atol=1e-12)
+    # steps may stand before the images
+    assert torch.equal(input_rows(layer, x[:, None]), rows)
 
 
 @pytest.mark.parametrize(
     "layer",
     [
         nn.Conv2d(4, 4, 3, groups=2),
-        nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"),
-        nn.Conv2d(4, 4, 3, padding="same"),
         nn.Conv1d(4, 4, 1),
         nn.BatchNorm2d(4),
     ],
