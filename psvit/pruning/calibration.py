@@ -113,7 +113,8 @@ def activity(
 ) -> dict[str, Tensor]:
     """Mean |x| over time, images, pixels and the unit's channels: ``[readers, group.size]``.
 
-    x is what the group's readers read; see ``readers``. Arguments as for ``gradients``.
+    x is what the group's readers read; see ``readers``, of which those that never run are left
+    out. Arguments as for ``gradients``.
     """
     return _means(
         model,
@@ -134,8 +135,8 @@ def singular_values(
 ) -> dict[str, Tensor]:
     """Mean over time, images and the unit's channels of the sum of a map's singular values.
 
-    ``[readers, group.size]``; a map is one channel's ``[H, W]`` at one step. Arguments as for
-    ``gradients``.
+    ``[readers, group.size]``, as in ``activity``; a map is one channel's ``[H, W]`` at one step.
+    Arguments as for ``gradients``.
     """
     return _means(
         model,
@@ -176,7 +177,10 @@ def _means(
     scope: str,
     measure: Callable[[Tensor], Tensor],
 ) -> dict[str, Tensor]:
-    """The mean of ``measure(maps [N, C, H, W])`` ``[N, C]`` for each reader and unit."""
+    """The mean of ``measure(maps [N, C, H, W])`` ``[N, C]`` for each reader that runs, and unit.
+
+    Of a group that nothing reads: zeros.
+    """
     groups = list(groups)
     sums: dict[str, Tensor] = {}
     maps_seen: dict[str, int] = {}
@@ -187,15 +191,16 @@ def _means(
         maps_seen[path] = maps_seen.get(path, 0) + len(maps)
 
     read(model, all_readers(groups, scope), batches, device, add)
-    return {
-        group.name: torch.stack(
-            [
-                (sums[path] / maps_seen[path]).reshape(group.size, -1).mean(1)
-                for path in readers(group, scope)
-            ]
-        )
-        for group in groups
-    }
+    found = {}
+    for group in groups:
+        means = [
+            (sums[path] / maps_seen[path]).reshape(group.size, -1).mean(1)
+            for path in readers(group, scope)
+            # a module may be kept for its checkpoint and never run
+            if path in sums
+        ]
+        found[group.name] = torch.stack(means or [_zeros(group.size)])
+    return found
 
 
 def read(

@@ -27,7 +27,7 @@ class Gram:
 
     # float64; before the first rows 0
     matrix: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
-    # T · B · positions
+    # T · B · positions; of a layer that never runs 0
     rows: int = 0
 
     def add(self, module: nn.Module, x: Tensor) -> None:

@@ -159,6 +159,9 @@ def reconstruction(
         return (schur / gram.matrix.sum().clamp(min=_TINY)).cpu()
     score = torch.zeros(group.size, dtype=torch.float64)
     for path, gram in zip(in_scope(group.consumers, scope), matrices[group.name], strict=True):
+        if not gram.rows:
+            # kept for its checkpoint: it never runs
+            continue
         weight = model.get_submodule(path).weight.detach().flatten(1).to(gram.matrix)
         schur = _schur_complements(gram.matrix, group.size, ridge)
         of_unit = weight.unflatten(1, (group.size, -1)).transpose(0, 1)

@@ -78,3 +78,29 @@ def test_a_reader_that_is_padded_by_name_is_calibrated_as_one_padded_by_number(b
     expected = what_calibration_finds(by_number, batch, tmp_path)
     for name, found in what_calibration_finds(by_name, batch, tmp_path).items():
         torch.testing.assert_close(found, expected[name], msg=name)
+
+
+class KeepsAnOldLayer(Mlp):
+    """``old`` is declared for its checkpoint's sake, and never runs."""
+
+    consumers = ("old", "expand")
+
+    def __init__(self):
+        super().__init__(padding=1)
+        self.old = nn.Conv2d(8, 8, 1)
+
+
+def test_a_reader_that_never_runs_is_passed_over(batch, tmp_path):
+    network, keeps = alive(Mlp(padding=1)), alive(KeepsAnOldLayer())
+    keeps.load_state_dict(network.state_dict(), strict=False)
+    expected = what_calibration_finds(network, batch, tmp_path)
+    for name, found in what_calibration_finds(keeps, batch, tmp_path).items():
+        torch.testing.assert_close(found, expected[name], msg=name)
+
+
+@pytest.mark.parametrize("importance", ["firing_rate", "spike_rank", "reconstruction"])
+def test_channels_that_nothing_reads_are_worth_nothing(importance, batch):
+    network = alive(KeepsAnOldLayer())
+    # of the readers the first one only, which never runs
+    ranking = Ranking(network, importance, ["hidden"], scope="first", batches=[batch])
+    assert ranking.scores[HIDDEN].tolist() == [0.0] * 8

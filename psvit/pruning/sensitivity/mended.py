@@ -56,6 +56,8 @@ class Mending:
             self._found[candidate] = {
                 path: self._change(network.get_submodule(path).weight, path, group.size, plan)
                 for path in _consumers(group)
+                # a module may be kept for its checkpoint and never run
+                if self._grams[path].rows
             }
         return self._found[candidate]
 
