@@ -29,8 +29,8 @@ class ChannelGroup:
     kind: str
     # units that can be kept or removed
     size: int
-    # modules whose output channels (axis 0 of every tensor) are the group: convolutions,
-    # batch norms, depthwise convolutions
+    # modules whose output channels (axis 0 of every tensor) are the group: convolutions, batch
+    # norms, depthwise convolutions of the group's channels, with one filter or more for each
     producers: tuple[str, ...]
     # modules that read the group along their input axis (axis 1 of the weight)
     consumers: tuple[str, ...] = ()
@@ -64,6 +64,23 @@ class ChannelGroup:
             neurons=absolute(self.neurons),
             counted_by=absolute(self.counted_by),
         )
+
+
+# axes of a layer's weight
+OUTPUT, INPUT = 0, 1
+
+
+def axis_length(module: Any, axis: int) -> int:
+    """Channels of a layer along one axis of its weight."""
+    if module.weight is None:
+        # a batch norm that is not affine has statistics alone, a layer norm not even those
+        return getattr(module, "num_features", None) or module.normalized_shape[0]
+    return module.weight.shape[axis]
+
+
+def is_depthwise(convolution: Any) -> bool:
+    """Whether each filter reads one channel; a channel may have several filters, side by side."""
+    return convolution.groups > 1 and convolution.groups == convolution.in_channels
 
 
 def first_weight(model: Any, paths: Iterable[str]) -> str:

@@ -9,7 +9,7 @@ from typing import Any, Self
 from spikingjelly.activation_based.base import MemoryModule
 from torch import Tensor, nn
 
-from psvit.channels import ChannelGroup
+from psvit.channels import INPUT, OUTPUT, ChannelGroup, axis_length, is_depthwise
 from psvit.errors import UserError
 from psvit.models.checks import check_counts, check_rate
 from psvit.models.ports import Ports, stream_groups
@@ -85,7 +85,8 @@ class SpikingTransformer(nn.Module):
         Where ``optimize_for_inference`` has folded a batch norm, its convolution stands for it.
 
         Raises:
-            UserError: two groups cut the same layer, which has a name in each of two blocks.
+            UserError: two groups cut the same layer, which has a name in each of two blocks; or a
+                unit of a group is no whole number of a layer's channels.
         """
         groups: dict[str, ChannelGroup] = {}
         modules = dict(self.named_modules())
@@ -96,7 +97,7 @@ class SpikingTransformer(nn.Module):
                     groups[group.name] = group
         for group in stream_groups(self, self.segments()):
             groups[group.name] = group
-        _check_shared(self, groups.values())
+        _check_layers(self, groups.values())
         return {name: _as_folded(group, modules) for name, group in groups.items()}
 
     def init_weights(self, branch_gain: float = 1.5, branch_bias: float = 0.3) -> None:
@@ -129,16 +130,36 @@ class SpikingTransformer(nn.Module):
                     nn.init.constant_(module.bias, branch_bias)
 
 
-def _check_shared(network: nn.Module, groups: Iterable[ChannelGroup]) -> None:
-    """A layer of two blocks cannot lose channels in one of them."""
+def _check_layers(network: nn.Module, groups: Iterable[ChannelGroup]) -> None:
+    """A layer of two blocks cannot lose channels in one of them, nor a layer parts of channels."""
     named: dict[tuple[nn.Module, str], str] = {}
     for group in groups:
-        for end, paths in (("producers", group.producers), ("consumers", group.consumers)):
+        ends = (("producers", group.producers, OUTPUT), ("consumers", group.consumers, INPUT))
+        for end, paths, axis in ends:
             for path in paths:
-                known = named.setdefault((network.get_submodule(path), end), path)
+                module = network.get_submodule(path)
+                known = named.setdefault((module, end), path)
+                reason = _uncuttable(module, axis, group.size)
                 if known != path:
                     reason = f"is {known}, too: expected one name, and one group, of a layer to cut"
+                if reason:
                     raise UserError(f"{group.name}.{end}", path, reason)
+
+
+def _uncuttable(module: nn.Module, axis: int, size: int) -> str | None:
+    """Why a layer cannot lose any of ``size`` units along an axis; None where it can."""
+    grouped = isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1
+    if grouped and (axis == INPUT or not is_depthwise(module)):
+        depthwise = "" if axis == INPUT else ", or a depthwise one"
+        return f"has {module.groups} groups: expected a convolution without any{depthwise}"
+    if not hasattr(module, "weight"):
+        # a batch norm that is folded or was left out
+        return None
+    # the filters of a depthwise convolution's channel go together
+    length = module.in_channels if grouped else axis_length(module, axis)
+    if length % size:
+        return f"has {length} channels: expected a multiple of the group's {size} units"
+    return None
 
 
 def _as_folded(group: ChannelGroup, modules: Mapping[str, nn.Module]) -> ChannelGroup:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from psvit.channels import Plan
+from psvit.channels import INPUT, OUTPUT, Plan
 from psvit.neurons import reset_state
 from psvit.pruning.calibration import hooks
 from psvit.pruning.gram import input_rows
-from psvit.pruning.surgery import INPUT, OUTPUT, Cuts, plan_cuts
+from psvit.pruning.surgery import Cuts, plan_cuts
 
 RECOVERIES = ("none", "bn", "least_squares", "both")
 # those that solve weights again

@@ -9,14 +9,20 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from psvit.channels import ChannelGroup, Plan, first_weight
+from psvit.channels import (
+    INPUT,
+    OUTPUT,
+    ChannelGroup,
+    Plan,
+    axis_length,
+    first_weight,
+    is_depthwise,
+)
 from psvit.errors import UserError
 from psvit.neurons import reset_state
 
 # (module path, axis of its weight) -> indices kept
 Cuts = dict[tuple[str, int], list[int]]
-
-OUTPUT, INPUT = 0, 1
 
 
 def prune(model: nn.Module, plan: Plan) -> nn.Module:
@@ -147,18 +153,11 @@ def _cut_axes(model: nn.Module, group: ChannelGroup) -> list[tuple[str, int, int
     """(module path, axis, length) of every axis that holds the group's channels."""
     ends = ((group.producers, OUTPUT), (group.consumers, INPUT))
     return [
-        (path, axis, _length(module, axis))
+        (path, axis, axis_length(module, axis))
         for paths, axis in ends
         for path, module in ((path, model.get_submodule(path)) for path in paths)
         if not isinstance(module, nn.Identity)  # a batch norm that was left out
     ]
-
-
-def _length(module: nn.Module, axis: int) -> int:
-    if module.weight is None:
-        # a batch norm that is not affine has statistics alone
-        return module.num_features
-    return module.weight.shape[axis]
 
 
 def _cuts(
@@ -256,9 +255,10 @@ def _cut_module(module: nn.Module, axis: int, kept: list[int]) -> None:
         if axis == INPUT:
             module.in_channels = len(kept)
         else:
-            depthwise = module.groups == module.out_channels == module.in_channels
+            if is_depthwise(module):
+                # the filters of a channel go together
+                of_a_channel = module.out_channels // module.groups
+                module.in_channels = module.groups = len(kept) // of_a_channel
             module.out_channels = len(kept)
-            if depthwise:
-                module.in_channels = module.groups = len(kept)
     else:
         raise TypeError(f"cannot cut a {type(module).__name__}")
