@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from psvit.report.comparison import DONE, POLICIES, best, without_training
+from psvit.report.comparison import POLICIES, best, without_training
 from psvit.report.costs import BASES, cost_cells
+from psvit.report.job_rows import DONE
 from psvit.report.jobs import NONE, UNPRUNED
 from psvit.report.table import ABSENT
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pandas as pd
 
-from psvit.report.comparison import COSTS, DONE
+from psvit.report.job_rows import COSTS, DONE
 from psvit.report.jobs import UNPRUNED
 from psvit.report.table import COLUMNS, OF_SPIKES, SILENT, Column
 

@@ -8,9 +8,9 @@ import pandas as pd
 
 from psvit.files import read_json, write_text
 from psvit.report import comparison_text, style
-from psvit.report.comparison import DONE
 from psvit.report.files import read_sensitivity
 from psvit.report.html import from_markdown, render
+from psvit.report.job_rows import DONE
 from psvit.report.page import PAGE
 from psvit.report.sensitivity import mended
 from psvit.report.spread import spread

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from psvit.report import style
-from psvit.report.comparison import DONE, FINE_TUNING, POLICIES
+from psvit.report.comparison import POLICIES
+from psvit.report.job_rows import DONE, FINE_TUNING
 from psvit.report.jobs import NONE, UNPRUNED
 
 # Okabe and Ito's palette; the rival of all is grey
