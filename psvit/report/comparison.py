@@ -18,6 +18,7 @@ LONG_COLUMNS = [
     "target_value",
     "stage",
     "base",
+    "measure",
     "base_top1",
     "top1",
     "drop",
@@ -68,8 +69,9 @@ def read_runs(folders: Iterable[str | Path]) -> pd.DataFrame:
     A row for each network but the base network, which has one only where a run prunes nothing.
     Top-1 is percent on the test set (the validation set where ``dataset`` says so), ``drop`` points
     below the same run's base network, ``memory_saving`` a share; ``base_macs`` and its like are the
-    base network's, and ``base`` the options in which it differs from other jobs'. ``recovery`` is
-    what was done to the pruned network: "none", a way of recovery, "fine-tuning", or both.
+    base network's, ``base`` the options in which it differs from other jobs', and ``measure`` those
+    of measuring it. ``recovery`` is what was done to the pruned network: "none", a way of recovery,
+    "fine-tuning", or both.
     ``settings`` are further options in which the runs differ.
     Networks after a round that is not the last are left out, and one that several runs measured
     alike, as the uniform rival, is counted once. A job without results has a row of status

@@ -37,9 +37,13 @@ def cost_cells(
     rows = []
     for (model, dataset), networks in done.groupby(["model", "dataset"], sort=False):
         theirs = measured[(measured["model"] == model) & (measured["dataset"] == dataset)]
-        for made, of_one in theirs.groupby("base", sort=False):
+        for made, of_one in theirs.groupby(["base", "measure"], sort=False):
             said = {**dict.fromkeys(names, ""), "model": model, "dataset": dataset}
-            said |= {"policy": BASE, "settings": made, SILENT: _any(of_one, "base_silent")}
+            said |= {
+                "policy": BASE,
+                "settings": ", ".join(filter(None, made)),
+                SILENT: _any(of_one, "base_silent"),
+            }
             rows.append(_base(of_one) | said)
         rows += networks[~networks["policy"].isin(UNPRUNED)].to_dict("records")
     # as in the whole table, behind the figures

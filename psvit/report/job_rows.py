@@ -19,6 +19,8 @@ COSTS = [
 DONE, UNFINISHED, FAILED = "done", "unfinished", "failed"
 FINE_TUNING = "fine-tuning"
 
+# options that shape a network, and those of measuring it
+_SHAPING, _MEASURING = re.compile(r"(?!measure\.)"), re.compile(r"measure\.")
 _ROUND = re.compile(r", round \d+ of \d+")
 
 
@@ -39,7 +41,8 @@ def job_rows(job: Job) -> list[dict[str, Any]]:
         "settings": _said(own_settings),
         "seed": job.seed,
         "target_value": value,
-        "base": _said(job.base),
+        "base": _said(job.base, _SHAPING),
+        "measure": _said(job.base, _MEASURING),
         "planned_for": recovery,
         "status": DONE,
         "job": job.title,

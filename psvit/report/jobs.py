@@ -15,17 +15,28 @@ NONE = "none"
 FAILURE = "failure.txt"
 # policies that prune nothing
 UNPRUNED = (NONE, "sensitivity")
+# policies whose plan no grid of ratios decides
+GRIDLESS = (*UNPRUNED, "uniform", "global")
 ROW_KEYS = ("name", "top1", "parameters", "memory_saving")
-# sections of a config whose options change a network
-SECTIONS = ("model", "dataset", "training", "trainer", "pruning", "finetune", "ckpt_path")
+# sections of a config whose options change a network, or what is reported of it
+SECTIONS = (
+    "model",
+    "dataset",
+    "training",
+    "trainer",
+    "pruning",
+    "finetune",
+    "ckpt_path",
+    "measure",
+)
 # options that change none, or have a column of their own
 NO_SETTING = re.compile(
     r"(model|dataset|pruning)\.name"
     r"|dataset\.(root|download|num_workers|eval_batch_size)"
     r"|trainer\.(accelerator|devices|num_nodes|strategy|log_every_n_steps|enable_.*)"
-    r"|pruning\.(importance|recovery|rounds|budget|ratio|ratios|target_.*)"
+    r"|pruning\.(importance|recovery|rounds|budget|ratio|target_.*)"
 )
-# options that shape the base network
+# options that shape the base network, or what is measured of it
 _OF_THE_BASE = re.compile(r"(?!pruning\.|finetune\.)")
 # options that shape the uniform network which stands beside another policy's
 _OF_THE_RIVAL = re.compile(
@@ -204,6 +215,8 @@ def note_settings(jobs: Sequence[Job]) -> None:
         kept = {key: value for key, value in flat.items() if not NO_SETTING.fullmatch(key)}
         if job.target[0].startswith("drop"):
             kept.pop("pruning.max_accuracy_drop", None)
+        if job.policy in GRIDLESS:
+            kept.pop("pruning.ratios", None)
         alike.setdefault((job.model, job.measured_on, job.policy), []).append((job, kept))
         base = {key: value for key, value in kept.items() if _OF_THE_BASE.match(key)}
         bases.setdefault((job.model, job.measured_on), []).append((job, base))
