@@ -10,7 +10,9 @@ from psvit.errors import UserError
 from psvit.report.job_rows import COSTS, DONE, FINE_TUNING, job_rows
 from psvit.report.jobs import NONE, UNPRUNED, find_jobs, note_settings, note_titles, read_job
 
-# what two networks have in common that differ by the seed alone
+# what base networks have in common that differ by the seed alone
+BASES = ["model", "dataset", "base"]
+# likewise of the others
 KEY = ["model", "dataset", "target", "policy", "importance", "recovery", "rounds", "settings"]
 LONG_COLUMNS = [
     *KEY,
@@ -44,6 +46,7 @@ NUMBERS = [
 ]
 TABLE_COLUMNS = [
     *KEY,
+    "base",
     "target_value",
     "seeds",
     "top1",
@@ -104,20 +107,23 @@ def comparison_table(long: pd.DataFrame) -> pd.DataFrame:
     """Means over seeds and sample standard deviations, with the columns ``TABLE_COLUMNS``.
 
     What one seed measured more than once counts as its mean. ``COSTS`` are means of what was
-    measured of them; ``silent`` says whether the network of any seed is. Sorted by model, dataset,
-    target and drop; the rows of failed and unfinished jobs, one for each, come last.
+    measured of them; ``silent`` says whether the network of any seed is, ``base`` what the base
+    network of the first seed has of its own. Sorted by model, dataset, target and drop; the rows of
+    failed and unfinished jobs, one for each, come last.
     """
     done = long[long["status"] == DONE]
     measured = ["top1", "drop", "memory_saving", "parameters", *COSTS, "silent"]
     done = done.reindex(columns=[*LONG_COLUMNS, *COSTS, "silent"])
     done[[*COSTS, "silent"]] = done[[*COSTS, "silent"]].astype(float)
-    by_seed = done.groupby([*KEY, "target_value", "seed"], dropna=False)[measured].mean()
+    measurements = done.groupby([*KEY, "target_value", "seed"], dropna=False)
+    by_seed = measurements[measured].mean().assign(base=measurements["base"].first())
     groups = by_seed.groupby([*KEY, "target_value"], dropna=False)
-    table = groups.mean()
+    table = groups[measured].mean()
     for name in measured[:3]:
         table[f"{name}_sd"] = groups[name].std(ddof=1)
     table["memory_saving_min"] = groups["memory_saving"].min()
     table["seeds"] = groups.size()
+    table["base"] = groups["base"].first()
     table["silent"] = table["silent"] > 0
     table = table.reset_index().assign(status=DONE, job="")
     # a target that is no share of memory comes after those that are
@@ -125,7 +131,7 @@ def comparison_table(long: pd.DataFrame) -> pd.DataFrame:
         ["model", "dataset", "target_value", "target", "drop", *KEY[3:]],
         key=lambda column: column.map(_natural) if column.name == "target" else column,
     )
-    said = [*KEY, "target_value", "seeds", "status", "job"]
+    said = [*KEY, "base", "target_value", "seeds", "status", "job"]
     rest = long[long["status"] != DONE].assign(seeds=0)[said]
     both = [part.reindex(columns=TABLE_COLUMNS) for part in (table, rest) if len(part)]
     return pd.concat(both, ignore_index=True) if both else pd.DataFrame(columns=TABLE_COLUMNS)
@@ -137,14 +143,14 @@ def without_training(table: pd.DataFrame) -> pd.Series:
 
 
 def best(table: pd.DataFrame) -> pd.Series:
-    """Which rows have the lowest mean drop of their model, dataset and target.
+    """Which rows have the lowest mean drop of their base network and target.
 
     With and without training are two contests. A network that saves less than its target, for any
     seed, is in neither.
     """
     reached = ~(table["memory_saving_min"] < table["target_value"] - 1e-9)
     fair = table["drop"].where(reached & ~table["policy"].isin(UNPRUNED))
-    contest = [table["model"], table["dataset"], table["target"], without_training(table)]
+    contest = [*(table[name] for name in (*BASES, "target")), without_training(table)]
     return fair.notna() & (fair == fair.groupby(contest).transform("min"))
 
 

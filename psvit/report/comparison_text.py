@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from psvit.report.comparison import POLICIES, best, without_training
-from psvit.report.costs import BASES, cost_cells
+from psvit.report.comparison import BASES, POLICIES, best, without_training
+from psvit.report.costs import cost_cells
 from psvit.report.job_rows import DONE
 from psvit.report.jobs import NONE, UNPRUNED
 from psvit.report.table import ABSENT
@@ -42,7 +42,8 @@ CONVENTIONS = (
 
 
 def headline_table(table: pd.DataFrame) -> pd.DataFrame:
-    """Drops without training: each policy with l2 and no recovery, and with what serves it best.
+    """Drops without training: each policy with l2 and no recovery, and with what serves it best,
+    apart for each base network.
 
     What serves a policy best reaches the most targets, and then has the lowest drop in the mean of
     the targets. It is told by the figures shown, so its figure flatters it a little.
@@ -56,12 +57,12 @@ def headline_table(table: pd.DataFrame) -> pd.DataFrame:
     rows = rows[without_training(rows) & rows["drop"].notna()]
     targets = list(dict.fromkeys(rows["target"]))
     lines = []
-    for (model, dataset), network in rows.groupby(["model", "dataset"], sort=False):
+    for _, network in rows.groupby(BASES, sort=False):
         for policy in sorted(set(network["policy"]), key=_place):
             for variant, which in _shown(network[network["policy"] == policy]):
                 cells = {row.target: _drop(row) for row in variant.itertuples()}
-                said = variant.iloc[0][["policy", *VARIANT]].to_dict()
-                line = {"model": model, "dataset": dataset, **said, "which": which}
+                said = variant.iloc[0][["model", "dataset", "policy", *VARIANT]].to_dict()
+                line = {**said, "which": which}
                 lines.append(line | {target: cells.get(target, ABSENT) for target in targets})
     columns = ["model", "dataset", "policy", *VARIANT, "which", *targets]
     return pd.DataFrame(lines, columns=columns)
@@ -99,8 +100,9 @@ def caption(table: pd.DataFrame) -> str:
     """The conventions of the whole table, in one paragraph."""
     parts = [
         CONVENTIONS,
-        "Bold: the lowest mean drop of a target, among the networks that were not trained after "
-        "they were cut and among those that were; only networks that save their target are in it. "
+        "Bold: the lowest mean drop of a base network's target, among the networks that were not "
+        "trained after they were cut and among those that were; only networks that save their "
+        "target are in it. "
         "A difference well within the deviations is none.",
     ]
     if table["settings"].str.contains("planned for recovery", regex=False).any():

@@ -12,8 +12,6 @@ from psvit.report.table import COLUMNS, OF_SPIKES, SILENT, Column
 # as in the table of a run, but that shares are kept as shares
 _SHARES = {"firing_rate": replace(COLUMNS["firing_rate_percent"], unit=0.01)}
 BASE = "base"
-# what base networks have in common that differ by the seed alone
-BASES = ["model", "dataset", "base"]
 
 
 def cost_cells(

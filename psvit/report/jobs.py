@@ -56,9 +56,10 @@ class Job:
     results: dict[str, Any] = field(default_factory=dict)
     # why there are no results
     problem: str = ""
-    # options in which it differs from other jobs of its model, dataset and policy
+    # options in which it differs from other jobs of its model, dataset and policy, or its base
+    # network from other policies' base networks
     settings: dict[str, str] = field(default_factory=dict)
-    # options of its uniform network that differ from other jobs' of its model and dataset
+    # likewise of its uniform network and other jobs' of its model and dataset
     rival: dict[str, str] = field(default_factory=dict)
     # options of its base network that differ from other jobs' of its model and dataset
     base: dict[str, str] = field(default_factory=dict)
@@ -225,15 +226,20 @@ def note_settings(jobs: Sequence[Job]) -> None:
             if "pruning.kinds" in rival:
                 rival["pruning.kinds"] = json.dumps(_uniform_kinds(job.section("pruning")))
             beside.setdefault((job.model, job.measured_on), []).append((job, rival))
-    for members in alike.values():
-        for job, different in _differences(members):
-            job.settings = different
-    for members in beside.values():
-        for job, different in _differences(members):
-            job.rival = different
     for members in bases.values():
         for job, different in _differences(members):
             job.base = different
+    for members in beside.values():
+        for job, different in _differences(members):
+            job.rival = _of_all_seeds(job.base) | different
+    for members in alike.values():
+        for job, different in _differences(members):
+            job.settings = _of_all_seeds(job.base) | different
+
+
+def _of_all_seeds(base: dict[str, str]) -> dict[str, str]:
+    """Without the checkpoint: one policy's, of several seeds, are one setting."""
+    return {key: value for key, value in base.items() if key != "ckpt_path"}
 
 
 def _uniform_kinds(pruning: dict[str, Any]) -> list[str]:

@@ -2,8 +2,8 @@ import pytest
 import yaml
 from comparison_runs import change, write_job
 
-from psvit.report.comparison import comparison_table, read_runs
-from psvit.report.comparison_text import markdown
+from psvit.report.comparison import best, comparison_table, read_runs
+from psvit.report.comparison_text import headline_table, markdown
 
 
 def configure(folder, **sections):
@@ -64,3 +64,66 @@ def test_what_was_measured_otherwise_is_told_apart(tmp_path):
     bases = [[cell.strip() for cell in line.split("|")] for line in taken if "| base " in line]
     assert [("9.20" in line, dear in line) for line in bases] == [(True, True), (False, False)]
     assert "2.00" in bases[1] and cheap in bases[1]
+
+
+@pytest.fixture
+def two_bases(tmp_path):
+    """Policies on networks of one and of three time steps, whose drops nobody may rank together."""
+    jobs = [("fine_grained", 1, 9.0), ("global", 1, 4.0), ("fine_grained", 3, 2.0)]
+    for policy, steps, drop in [*jobs, ("budgeted", 3, 1.0)]:
+        found = {"base": 90.0 + steps, "uniform": 70.0, "pruned": 90.0 + steps - drop}
+        folder = write_job(tmp_path / f"{policy}{steps}", policy, 0, found)
+        configure(folder, training={"time_steps": steps})
+    return tmp_path
+
+
+def test_networks_of_different_base_networks_are_in_different_contests(two_bases):
+    table = comparison_table(read_runs([two_bases]))
+    winners = table[best(table)].sort_values("base")
+    assert winners[["policy", "settings", "base"]].values.tolist() == [
+        [policy, made, made]
+        for policy, made in (
+            ("global", "training.time_steps=1"),
+            ("budgeted", "training.time_steps=3"),
+        )
+    ]
+
+
+def test_the_headline_has_each_policy_on_each_base_network(two_bases):
+    headline = headline_table(comparison_table(read_runs([two_bases])))
+    found = headline.set_index(["policy", "settings"])
+    drops = {"fine_grained": (9.0, 2.0), "global": (4.0, None), "budgeted": (None, 1.0)}
+    for policy, pair in drops.items():
+        for steps, drop in zip((1, 3), pair, strict=True):
+            if drop is not None:
+                line = found.loc[(policy, f"training.time_steps={steps}")]
+                assert (line["which"], line["30 %"]) == ("l2, none = best", f"{drop:.2f}")
+    assert len(headline[headline["policy"] != "uniform"]) == 4
+
+
+def test_checkpoints_of_several_seeds_are_one_setting_of_each_policy(tmp_path):
+    # two policies, each from checkpoints of its own
+    for policy, drop in (("fine_grained", 5.0), ("budgeted", 2.0)):
+        for seed in (0, 1):
+            found = {"base": 90.0, "pruned": 90.0 - drop}
+            folder = write_job(tmp_path / f"{policy}{seed}", policy, seed, found)
+            configure(folder, ckpt_path=f"{policy}/{seed}")
+    table = comparison_table(read_runs([tmp_path])).set_index("policy", drop=False)
+    assert table[["seeds", "settings", "base"]].to_dict("index") == {
+        name: {"seeds": 2, "settings": "", "base": f"ckpt_path={name}/0"}
+        for name in ("fine_grained", "budgeted")
+    }
+    assert best(table).all()
+
+
+def test_a_base_network_that_nothing_was_cut_from_names_the_others_alike(tmp_path):
+    found = {"base": 90.0, "uniform": 70.0, "pruned": 80.0}
+    jobs = [("none", {"base": 91.0}, 3), ("fine_grained", found, 1)]
+    for policy, top1, steps in [*jobs, ("uniform", {"base": 90.0, "pruned": 70.0}, 1)]:
+        folder = write_job(tmp_path / policy, policy, 0, top1)
+        configure(folder, training={"time_steps": steps})
+    table = comparison_table(read_runs([tmp_path])).set_index("policy")["settings"]
+    assert table.to_dict() == {
+        name: f"training.time_steps={3 if name == 'none' else 1}"
+        for name in ("none", "fine_grained", "uniform")
+    }
