@@ -28,7 +28,11 @@ LOOKS = {
 }
 MORE_LOOKS = (("#E69F00", "P"), ("#56B4E9", "X"), ("#000000", "*"))
 DASHES = ("-", (0, (4, 2)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2)), (0, (2, 1, 2, 4)))
+# how much of a marker is filled, between none (nothing was done) and all of it
+FILLS = ("bottom", "left", "top", "right")
 FRONT = {"color": "#dcdcdc", "lw": 6, "zorder": 1, "label": "Pareto front"}
+# behind the only point of a front, which no line shows
+DISC = {"marker": "o", "ms": 12, "mew": 0}
 # more lines than this, and each recovery has a panel of its own
 CROWDED = 6
 MOST_COLUMNS = 3
@@ -65,9 +69,9 @@ def pareto(table: pd.DataFrame) -> Figure | None:
     """Drop in top-1 against memory saving; error bars are deviations over seeds.
 
     Lines join the targets of one policy, importance and recovery. The colour is the policy; dashes
-    are the recovery, or panels where there are many lines; each importance has panels of its own
-    where a policy has several.
-    A broad pale line is the front of a panel.
+    and the markers' fill are the recovery, or panels where there are many lines; each importance
+    has panels of its own where a policy has several.
+    A broad pale line, or a disc behind a single point, is the front of a panel.
 
     Args:
         table: rows of ``comparison_table`` of one model and dataset.
@@ -98,16 +102,21 @@ def pareto(table: pd.DataFrame) -> Figure | None:
         columns = 2 if columns == 4 else MOST_COLUMNS
     figure, axes = _panels(len(panels), columns)
     looks = _looks(rows["policy"])
-    dashes = {name: DASHES[0 if crowded else i % len(DASHES)] for i, name in enumerate(recoveries)}
+    # a panel's only recovery is drawn as the others'
+    kinds = _recovery_looks([] if crowded else recoveries, searched)
+    fronts = set()
     for axis, (values, panel) in zip(axes, panels, strict=True):
         title = style.plain("\n".join(map(_title, apart, values)))
         axis.set_title(title, loc="left", weight="bold")
         axis.axhline(0, color="black", lw=0.8, zorder=1)
         best = front(panel)
-        axis.plot(100 * best["memory_saving"], best["drop"], **FRONT)
+        alone = len(best) == 1
+        fronts.add(alone)
+        shape = DISC if alone else {}
+        axis.plot(100 * best["memory_saving"], best["drop"], **FRONT, **shape)
         for (policy, recovery), line in panel.groupby(["policy", "recovery"]):
-            dash = "none" if searched else dashes[recovery]
-            _draw(axis, line.sort_values("memory_saving"), *looks[policy], dash)
+            kind = kinds.get(recovery, (DASHES[0], "full"))
+            _draw(axis, line.sort_values("memory_saving"), *looks[policy], *kind)
     _scale(axes[0], rows)
     figure.supxlabel("memory saving (% of the base network's parameters)", fontsize=8)
     scale = ", square-root scale" if axes[0].get_yscale() == "function" else ""
@@ -116,7 +125,7 @@ def pareto(table: pd.DataFrame) -> Figure | None:
     if "importance" not in apart and rows["importance"].nunique() > 1:
         used = rows.groupby("policy")["importance"].first()
         named = {f"{policy} ({used[policy]})": look for policy, look in looks.items()}
-    handles = _handles(named, {} if crowded or searched else dashes, rows["seeds"])
+    handles = _handles(named, kinds, fronts, rows["seeds"])
     figure.legend(handles=handles, loc="outside upper center", ncols=3 if len(panels) == 1 else 4)
     return figure
 
@@ -146,9 +155,9 @@ def _panels(number: int, columns: int) -> tuple[Figure, list[Axes]]:
     return figure, axes[:number]
 
 
-def _draw(axis: Axes, line: pd.DataFrame, colour: str, marker: str, dashes: Any) -> None:
+def _draw(axis: Axes, line: pd.DataFrame, colour: str, marker: str, dashes: Any, fill: str) -> None:
     x, y = 100 * line["memory_saving"], line["drop"]
-    axis.plot(x, y, color=colour, marker=marker, ls=dashes, mec="white", mew=0.4, ms=4.5, zorder=3)
+    axis.plot(x, y, color=colour, ls=dashes, **_marker(marker, colour, fill), zorder=3)
     axis.errorbar(
         x,
         y,
@@ -188,17 +197,42 @@ def _looks(policies: Iterable[str]) -> dict[str, tuple[str, str]]:
     }
 
 
-def _handles(looks: dict[str, Any], dashes: dict[str, Any], seeds: pd.Series) -> list[Line2D]:
+def _recovery_looks(recoveries: list[str], searched: bool) -> dict[str, tuple[Any, str]]:
+    """Dashes and the markers' fill of each recovery: hollow where nothing was done."""
+    looks: dict[str, tuple[Any, str]] = {}
+    for place, name in enumerate(recoveries):
+        dash = "none" if searched else DASHES[place % len(DASHES)]
+        last = place == len(recoveries) - 1
+        fill = "full" if last else "none" if name == NONE else FILLS[(place - 1) % len(FILLS)]
+        looks[name] = dash, fill
+    return looks
+
+
+def _marker(marker: str, colour: str, fill: str) -> dict[str, Any]:
+    """A marker with a white rim or, where it is not wholly filled, white inside."""
+    if fill == "full":
+        return {"marker": marker, "mec": "white", "mew": 0.4, "ms": 4.5}
+    # a hollow marker lets no line through
+    half = {"mfc": "white", "fillstyle": "full"} if fill == "none" else {"fillstyle": fill}
+    return {"marker": marker, "mec": colour, "mew": 0.9, "ms": 4.5, "mfcalt": "white", **half}
+
+
+def _handles(
+    looks: dict[str, Any], kinds: dict[str, Any], fronts: set[bool], seeds: pd.Series
+) -> list[Line2D]:
     handles = [
         Line2D([], [], color=colour, marker=marker, label=policy)
         for policy, (colour, marker) in looks.items()
     ]
-    if len(dashes) > 1:
-        handles += [
-            Line2D([], [], color=style.GREY, ls=dash, label=_title("recovery", name))
-            for name, dash in dashes.items()
-        ]
-    handles.append(Line2D([], [], **FRONT))
+    if len(kinds) > 1:
+        for name, (dash, fill) in kinds.items():
+            shape = {"ls": dash, **_marker("o", style.GREY, fill)}
+            handles.append(
+                Line2D([], [], color=style.GREY, label=_title("recovery", name), **shape)
+            )
+    # a line where any panel has one
+    shape = {"ls": "none", **DISC} if fronts == {True} else {}
+    handles.append(Line2D([], [], **FRONT, **shape))
     handles.append(Line2D([], [], color="black", lw=0.8, label="base network"))
     if seeds.max() > 1:
         least = "" if seeds.min() == seeds.max() else f"{seeds.min()} to "

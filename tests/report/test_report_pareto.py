@@ -93,6 +93,41 @@ def test_dashes_tell_recoveries_apart_where_lines_are_few(tmp_path):
     assert {"budgeted", "no recovery", "recovery both", "base network"} <= set(named)
 
 
+def filled(line):
+    """How much of a line's markers is not white: all, none or a side."""
+    if to_hex(line.get_markerfacecolor()) == "#ffffff":
+        return "none"
+    return "all" if line.get_fillstyle() == "full" else line.get_fillstyle()
+
+
+def test_recoveries_of_a_single_target_are_told_apart_by_fill(tmp_path):
+    table = written(tmp_path, ["budgeted"], ["both"])
+    figure = pareto(table[table["target"] == "20 %"])
+    (axis,) = figure.axes
+    points = [line for line in axis.lines if line.get_marker() == LOOKS["budgeted"][1]]
+    fills = {float(line.get_ydata()[0]): filled(line) for line in points}
+    assert fills == {2.0: "none", 1.0: "all"}
+    legend = figure.legends[0]
+    labels = [text.get_text() for text in legend.get_texts()]
+    shown = dict(zip(labels, map(filled, legend.get_lines()), strict=True))
+    assert (shown["no recovery"], shown["recovery both"]) == ("none", "all")
+    # a front of one point is a disc, in the legend too
+    for line in (*axis.lines, *legend.get_lines()):
+        if line.get_label() == FRONT["label"]:
+            assert line.get_marker() == "o" and line.get_markersize() > 9
+
+
+def test_no_two_of_four_recoveries_have_one_fill(tmp_path):
+    found = {"base": 90.0, "pruned": 70.0, "recovered": 80.0, "finetuned": 88.0}
+    write_job(tmp_path / "0", "fine_grained", 0, found, recovery="bn")
+    write_job(tmp_path / "1", "fine_grained", 0, {"base": 90.0, "pruned": 70.0, "finetuned": 87.0})
+    (axis,) = pareto(comparison_table(read_runs([tmp_path]))).axes
+    points = [line for line in axis.lines if line.get_marker() == LOOKS["fine_grained"][1]]
+    fills = {float(line.get_ydata()[0]): filled(line) for line in points}
+    assert len(set(fills.values())) == 4
+    assert (fills[20.0], fills[2.0]) == ("none", "all")
+
+
 def test_recoveries_have_panels_where_lines_are_many(tmp_path):
     policies = ["uniform", "fine_grained", "prioritized", "budgeted"]
     figure = pareto(written(tmp_path, policies, ["both"], seeds=(0,)))
