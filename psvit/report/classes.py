@@ -14,7 +14,8 @@ BASE, LOST, GAINED = style.GREY, style.COLOURS["query_key"], style.COLOURS["hidd
 def classes(run: RunFiles) -> Figure | None:
     """Accuracy of every class in the base network and in the last one of the table.
 
-    The error bar is one standard error of the change: only images on which the two differ count.
+    The error bar is one standard error of the change: only images on which the two differ count. It
+    ends at 0 and 100 %.
     """
     if run.classes is None:
         return None
@@ -35,7 +36,7 @@ def classes(run: RunFiles) -> Figure | None:
         axis.errorbar(
             row.top1,
             y,
-            xerr=row.change_stderr,
+            xerr=style.bars(row.top1, row.change_stderr),
             color=colour,
             marker="o",
             ms=4,

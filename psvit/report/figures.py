@@ -45,7 +45,7 @@ def _uniform_curve(axis: Axes, run: RunFiles, rows: pd.DataFrame) -> None:
     axis.errorbar(
         saving,
         top1,
-        standard_error(top1, rows["images"]),
+        style.bars(top1, standard_error(top1, rows["images"])),
         color=style.COLOURS["hidden"],
         marker="o",
         elinewidth=0.8,
@@ -85,7 +85,7 @@ def _networks(axis: Axes, run: RunFiles) -> None:
         axis.errorbar(
             row["top1"],
             y,
-            xerr=row.get("top1_stderr") or 0,
+            xerr=style.bars(row["top1"], row.get("top1_stderr") or 0),
             color=colour,
             marker="D" if row is base else "o",
             ms=5,

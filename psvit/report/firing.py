@@ -10,6 +10,7 @@ from psvit.report import style
 
 BASE, PRUNED = style.GREY, style.COLOURS["hidden"]
 OUTLINE = {"facecolor": "none", "edgecolor": "black", "linewidth": 0.8}
+SHARES = ["silent", "silent_base", "saturated", "saturated_base"]
 SILENT, FULL = style.COLOURS["query_key"], style.COLOURS["stream"]
 
 
@@ -35,40 +36,50 @@ def dead(rows: pd.DataFrame, when: str = "") -> bool:
 
 
 def firing_drift(rows: pd.DataFrame) -> Figure:
-    """The rate of every neuron layer before and after, and its silent and saturated channels."""
+    """The rate of every neuron layer before and after, and its silent and saturated channels.
+
+    These have no panel where no channel is either.
+    """
     silent_network = dead(rows)
+    shares = bool((rows[SHARES] > 0).any(axis=None))
     rows = rows.set_index("layer")
     columns = style.listing(rows.index)
     lines_high = max(map(len, columns))
     height = style.LINE * lines_high + style.MARGIN + 0.3
     figure = style.new_figure(height, style.WIDTH if len(columns) > 1 else 4.8)
-    axes = figure.subplots(1, 2 * len(columns), squeeze=False, width_ratios=(5, 3) * len(columns))
+    widths = (5, 3) if shares else (1,)
+    panels, wide = len(widths), widths * len(columns)
+    axes = figure.subplots(1, len(wide), squeeze=False, width_ratios=wide)[0]
     widest = 104 * max(0.01, rows["rate"].max(), rows["rate_base"].max())
     for column, lines in enumerate(columns):
-        rate, share = axes[0][2 * column : 2 * column + 2]
+        rate, *beside = axes[panels * column : panels * (column + 1)]
         for y, (_, layer) in enumerate(lines):
             if layer is not None:
-                _draw_layer(rate, share, y, rows.loc[layer])
+                _draw_rate(rate, y, rows.loc[layer])
         style.list_groups(rate, lines, dict.fromkeys(rows.index, ""), 0, lines_high)
         layers = [layer for _, layer in lines if layer is not None]
         for label, layer in zip(rate.get_yticklabels(), layers, strict=True):
             label.set_color(SILENT if rows.loc[layer, "silent"] == 1 else "black")
         rate.set_xlim(-0.02 * widest, widest)
         rate.set_xlabel("firing rate (%)")
-        share.set_xlim(0, 100)
-        share.set_ylim(rate.get_ylim())
-        share.set_yticks([])
-        share.spines[["left", "bottom"]].set_visible(False)
-        share.set_xlabel("channels (%)")
-        for axis in (rate, share):
+        for share in beside:
+            for y, (_, layer) in enumerate(lines):
+                if layer is not None:
+                    _draw_shares(share, y, rows.loc[layer])
+            share.set_xlim(0, 100)
+            share.set_ylim(rate.get_ylim())
+            share.set_yticks([])
+            share.spines[["left", "bottom"]].set_visible(False)
+            share.set_xlabel("channels (%)")
+        for axis in (rate, *beside):
             axis.grid(True, axis="x")
     if silent_network:
         figure.suptitle("dead network, not a saving", color=SILENT, weight="bold")
-    figure.legend(handles=_legend(), loc="outside lower center", ncols=3)
+    figure.legend(handles=_legend(rows), loc="outside lower center", ncols=3)
     return figure
 
 
-def _draw_layer(rate: Axes, share: Axes, y: int, row: pd.Series) -> None:
+def _draw_rate(rate: Axes, y: int, row: pd.Series) -> None:
     before, after = 100 * row["rate_base"], 100 * row["rate"]
     rate.plot([before, after], [y, y], color="#a8c8de", lw=1.6, zorder=2, solid_capstyle="butt")
     rate.plot(before, y, "o", ms=4, mfc="white", mec=BASE, mew=0.9, zorder=3)
@@ -84,6 +95,9 @@ def _draw_layer(rate: Axes, share: Axes, y: int, row: pd.Series) -> None:
         zorder=4,
         clip_on=False,
     )
+
+
+def _draw_shares(share: Axes, y: int, row: pd.Series) -> None:
     silent, full = 100 * row["silent"], 100 * row["saturated"]
     share.barh(y, silent, 0.66, color=SILENT)
     share.barh(y, full, 0.66, left=100 - full, color=FULL)
@@ -93,13 +107,19 @@ def _draw_layer(rate: Axes, share: Axes, y: int, row: pd.Series) -> None:
             share.barh(y, width, 0.66, left=left, **OUTLINE)
 
 
-def _legend() -> list:
+def _legend(rows: pd.DataFrame) -> list:
+    """What is drawn, and no more."""
     dot = {"ls": "", "marker": "o"}
-    return [
+    handles: list = [
         Line2D([], [], ms=4, mfc="white", mec=BASE, mew=0.9, label="base network", **dot),
         Line2D([], [], ms=3.6, color=PRUNED, label="pruned network", **dot),
-        Line2D([], [], ms=5, color=SILENT, ls="", marker="X", label="wholly silent layer"),
-        Patch(color=SILENT, label="silent channels"),
-        Patch(color=FULL, label="saturated channels"),
-        Patch(label="in the base network", **OUTLINE),
     ]
+    if (rows["silent"] == 1).any():
+        look = {"ms": 5, "color": SILENT, "ls": "", "marker": "X"}
+        handles.append(Line2D([], [], label="wholly silent layer", **look))
+    for name, colour in (("silent", SILENT), ("saturated", FULL)):
+        if (rows[name] > 0).any():
+            handles.append(Patch(color=colour, label=f"{name} channels"))
+    if (rows[["silent_base", "saturated_base"]] > 0).any(axis=None):
+        handles.append(Patch(label="in the base network", **OUTLINE))
+    return handles

@@ -116,6 +116,12 @@ def plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
+def bars(percent: Any, error: Any) -> Any:
+    """Lengths ``[2, N]`` of error bars that end at 0 and 100 %, below and above ``percent`` [N]."""
+    percent, error = np.atleast_1d(percent), np.atleast_1d(error)
+    return np.stack([np.minimum(error, percent), np.minimum(error, 100 - percent)])
+
+
 def root(values: Any) -> Any:
     """Square roots; those of negative values are negative."""
     return np.sign(values) * np.sqrt(np.abs(values))

@@ -54,6 +54,18 @@ def drawn_with_texts(draw, run):
     return SEEN[draw, id(run)][:2]
 
 
+def test_error_bars_of_top1_end_at_100_percent(run):
+    rows = [{**row, "top1": 99.8, "top1_stderr": 0.4} for row in run.results["rows"]]
+    uniform = run.uniform.assign(top1=99.8, images=100)
+    certain = replace(run, uniform=uniform, results={**run.results, "rows": rows})
+    axes = drawn(accuracy_memory, certain).axes
+    # the validation split's bars are upright, the networks' lie
+    for axis, direction in zip(axes, (1, 0), strict=True):
+        ends = [end for bar in axis.collections for end in bar.get_segments()]
+        tops = [segment[:, direction].max() for segment in ends]
+        assert tops and max(tops) == pytest.approx(100.0)
+
+
 @pytest.mark.parametrize(
     ("gain", "ticks"), [(0.0, []), (0.7, [-0.5]), (6.0, [-5, -2]), (30.0, [-20, -5])]
 )

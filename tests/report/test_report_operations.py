@@ -88,6 +88,15 @@ def test_the_classes_that_changed_most_are_drawn(run, count):
     assert (f"{count} classes" in axis.get_title(loc="left")) == (count > MOST)
 
 
+def test_error_bars_end_at_none_and_all_of_a_class(run):
+    frame = of_classes(3)
+    frame.loc[frame["network"] == "last", "top1"] = [100.0, 99.0, 1.0]
+    axis = drawn(classes, replace(run, classes=frame)).axes[0]
+    ends = [bar.get_segments()[0][:, 0].tolist() for bar in axis.collections]
+    # 1.5 points each way
+    assert ends == [[98.5, 100.0], [97.5, 100.0], [0.0, 2.5]]
+
+
 def test_names_of_classes_are_drawn_as_they_are(run, tmp_path, caplog, recwarn):
     names = [r"$\bad$", "cost $^$ a", "日本 語", "$x_1$"]
     frame = of_classes(4)
