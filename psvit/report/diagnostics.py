@@ -143,12 +143,12 @@ def _compared(run: RunFiles, predicted: float, measured: float) -> str:
     """Predicted against measured, in a line."""
     record = run.results["prediction"]
     measure = MEASURES.get(record.get("measure"), "loss")
-    text = f"Prediction ({measure}): {predicted:.4g} nats predicted, {measured:.4g} measured"
+    text = f"Prediction ({measure}): {predicted:.3g} nats predicted, {measured:.3g} measured"
     as_cut, recovered = record["measured"], record.get("measured_after_recovery")
     if record.get("of") == "recovered":
-        text += f" after recovery ({as_cut:.4g} as cut)"
+        text += f" after recovery ({as_cut:.3g} as cut)"
     elif recovered is not None and recovered != measured:
-        text += f", {recovered:.4g} after recovery"
+        text += f", {recovered:.3g} after recovery"
     if _holds(predicted, measured):
         return f"{text}: it held, within {100 * TOLERANCE:g} %."
     times = ""

@@ -166,6 +166,8 @@ def test_a_network_whose_answer_is_always_the_same_is_dead(name):
         ("kl", 0.4, 1.2, "it did not hold; the cut cost 3 times what was predicted."),
         ("kl", 0.4, 0.2, "it did not hold; the cut cost 0.5 times what was predicted."),
         ("loss", 0.2, -0.1, "it did not hold.**"),
+        # as many digits as plan.md has
+        ("kl", 0.04821, 0.092839, "0.0482 nats predicted, 0.0928 measured: **it did not hold"),
         ("loss", 0.0, 0.0, "it held"),
     ],
 )
