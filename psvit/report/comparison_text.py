@@ -51,7 +51,8 @@ def headline_table(table: pd.DataFrame) -> pd.DataFrame:
     Returns:
         Text: columns model, dataset, policy, importance, recovery, rounds, settings, which ("l2,
         none", "best" or both), and one for each target: ``mean ± deviation`` in points, marked
-        where the network saves less than the target.
+        where the network saves less than the target. Targets that none of these was measured at
+        are left out: ``attrs["left_out"]``.
     """
     rows = table[(table["status"] == DONE) & ~table["policy"].isin(UNPRUNED)]
     rows = rows[without_training(rows) & rows["drop"].notna()]
@@ -64,8 +65,12 @@ def headline_table(table: pd.DataFrame) -> pd.DataFrame:
                 said = variant.iloc[0][["model", "dataset", "policy", *VARIANT]].to_dict()
                 line = {**said, "which": which}
                 lines.append(line | {target: cells.get(target, ABSENT) for target in targets})
-    columns = ["model", "dataset", "policy", *VARIANT, "which", *targets]
-    return pd.DataFrame(lines, columns=columns)
+    # a search may have tried a target with other importances or recoveries alone
+    shown = [name for name in targets if any(line[name] != ABSENT for line in lines)]
+    columns = ["model", "dataset", "policy", *VARIANT, "which", *shown]
+    found = pd.DataFrame(lines, columns=columns)
+    found.attrs["left_out"] = [name for name in targets if name not in shown]
+    return found
 
 
 def markdown(table: pd.DataFrame, long: pd.DataFrame) -> str:
@@ -188,10 +193,13 @@ def _place(policy: str) -> tuple[int, str]:
 
 def _about(headline: pd.DataFrame) -> str:
     text = (
-        "Best: of this policy's importances and recoveries tried, the one with the lowest "
-        "drop in the mean of its targets, among those that reach the most; chosen by the figures "
-        "shown, which flatters it."
+        "Best: for each policy, the importance and recovery with the lowest mean drop, among "
+        "those that met the most targets. It is selected on these same numbers, so it looks "
+        "slightly better than it is."
     )
+    if headline.attrs["left_out"]:
+        left_out = "; ".join(headline.attrs["left_out"])
+        text += f" Measured with others alone, see all networks: {left_out}."
     if headline.astype(str).apply(lambda column: column.str.endswith(SHORT)).any(axis=None):
         text += f" {SHORT} saves less than the target."
     return text

@@ -53,6 +53,22 @@ def test_headline_has_the_published_rule_and_the_best_setting(tmp_path):
     ]
 
 
+def test_a_target_that_only_other_importances_tried_is_no_empty_column(tmp_path):
+    trials = [("taylor", 0.2, 88.0), ("hessian", 0.3, 80.0)]
+    for importance, target, top1 in trials:
+        found = {"base": 90.0, "pruned": top1}
+        options = {"importance": importance, "target": target, "saving": target}
+        write_job(tmp_path / importance, "fine_grained", 0, found, **options)
+    long = read_runs([tmp_path])
+    table = comparison_table(long)
+    headline = headline_table(table)
+    assert headline[["importance", "20 %"]].values.tolist() == [["taylor", "2.00"]]
+    assert "30 %" not in headline
+    text = markdown(table, long)
+    assert "Measured with others alone, see all networks: 30 %." in text
+    assert any("hessian" in line and "10.00" in line for line in text.splitlines())
+
+
 def test_runs_that_prune_nothing_show_their_base_networks(tmp_path):
     for seed, top1 in enumerate((90.0, 92.0)):
         write_job(tmp_path / str(seed), "none", seed, {"base": top1})
