@@ -121,6 +121,33 @@ def test_what_may_be_added(config, added):
     check_config(cfg)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["+logger.csv.name=x"],
+            "csv={'name': 'x'}: expected it to be chosen: 'logger=[wandb,csv]'",
+        ),
+        (
+            ["logger=none", "+logger.csv.name=x"],
+            "csv={'name': 'x'}: expected it to be chosen: logger=csv",
+        ),
+        (
+            ["debug=limit", "+logger.wandb.offline=false"],
+            "wandb={'offline': False}: expected it to be chosen: logger=wandb",
+        ),
+        (
+            ["+logger.wanb=3"],
+            "wanb=3: expected a logger that is chosen: logger=csv, tensorboard, wandb",
+        ),
+    ],
+)
+def test_options_of_a_logger_that_is_not_chosen(config, options, message):
+    with pytest.raises(UserError) as error:
+        check_config(config(*options))
+    assert str(error.value) == f"logger.{message}"
+
+
 def refusal(*options):
     """Hydra's error at options of the command line, given as they are."""
     with (

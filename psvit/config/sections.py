@@ -3,7 +3,7 @@
 from omegaconf import DictConfig, OmegaConf
 
 from psvit.errors import UserError
-from psvit.suggest import check_options
+from psvit.suggest import CONF, check_options
 
 SECTIONS = (
     *("model", "dataset", "dataset.augment", "training", "pruning", "finetune", "trainer"),
@@ -45,3 +45,24 @@ def check_sections(cfg: DictConfig) -> None:
             "has no effect: expected `# @package _global_` as its first line",
         )
     check_options(cfg)
+    _check_loggers(cfg.logger)
+
+
+def _check_loggers(loggers: DictConfig | None) -> None:
+    """Raise a UserError for options of a logger that ``logger`` does not choose: ``+`` adds them,
+    and nothing would tell before the loggers are used."""
+    chosen = [
+        name
+        for name, entry in (loggers or {}).items()
+        if OmegaConf.is_dict(entry) and entry.get("_target_") is not None
+    ]
+    known = sorted(path.stem for path in (CONF / "logger").glob("*.yaml") if path.stem != "none")
+    for name, entry in (loggers or {}).items():
+        if name in chosen:
+            continue
+        value = OmegaConf.to_container(entry) if OmegaConf.is_config(entry) else entry
+        reason = f"expected a logger that is chosen: logger={', '.join(known)}"
+        if name in known:
+            choice = f"'logger=[{','.join([*chosen, name])}]'" if chosen else f"logger={name}"
+            reason = f"expected it to be chosen: {choice}"
+        raise UserError(f"logger.{name}", value, reason)
