@@ -62,6 +62,7 @@ WRONG = {
     "pruning.target_saving={macs: 0.4}": "expected macs in pruning.budget",
     "pruning.target_saving={memory: 0.4}": "pruning.target_memory_saving",
     "trainer.precision=8": "bf16-mixed",
+    "trainer.precision=16-mixed": "expected bf16-mixed with trainer=cpu",
     "trainer.gradient_clip_val=-1": "above 0",
     "trainer.gradient_clip_val=0": "null",
     "trainer.log_every_n_steps=0": "at least 1",
@@ -73,6 +74,9 @@ WRONG = {
     "trainer._target_=null": "lightning.pytorch.Trainer",
     "trainer._target_=os.system": "lightning.pytorch.Trainer",
     "trainer.max_steps=-5": "-1 (infinite steps)",
+    "trainer.max_steps=0": "more than 0",
+    "trainer.limit_train_batches=0": "more than 0",
+    "trainer.limit_train_batches=0.0": "more than 0",
     "trainer.max_time=abc": "DD:HH:MM:SS",
     "trainer.val_check_interval=1000": "trainer.check_val_every_n_epoch",
     "trainer.val_check_interval=1.5": "(0, 1]",
@@ -204,6 +208,7 @@ def test_a_right_trainer_is_seen_through_in_silence(composed, capfd, monkeypatch
     monkeypatch.setattr("subprocess.Popen", lambda *_, **__: pytest.fail("a process was started"))
     cfg = copy.deepcopy(composed)
     trainer = {"devices": 2, "strategy": "ddp", "max_time": "00:01:00:00", "fast_dev_run": True}
+    trainer["use_distributed_sampler"] = False
     for name, value in trainer.items():
         OmegaConf.update(cfg, f"trainer.{name}", value, force_add=True)
     check_config(cfg)

@@ -115,6 +115,26 @@ def test_a_gpu_that_is_not_there(config, monkeypatch, accelerator):
     check_config(config(f"trainer.accelerator={accelerator}"))
 
 
+@pytest.mark.parametrize("option", ["trainer=cpu", "trainer=gpu", "trainer.devices=2"])
+def test_a_strategy_without_what_belongs_to_it(config, monkeypatch, option):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    with pytest.raises(UserError) as error:
+        check_config(config(option, "+trainer.strategy=ddp"))
+    assert str(error.value) == "trainer.strategy=ddp: expected trainer=ddp or ddp_cpu"
+    for choice in ("ddp", "ddp_cpu"):
+        check_config(config(f"trainer={choice}"))
+    with pytest.raises(UserError, match="sampler=True: expected false with trainer.strategy=ddp"):
+        check_config(config("trainer=ddp", "trainer.use_distributed_sampler=true"))
+
+
+def test_sixteen_bits_that_a_processor_does_not_mix(config, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    check_config(config("trainer=gpu", "trainer.precision=16-mixed"))
+    check_config(config("trainer=cpu", "trainer.precision=bf16-mixed"))
+    with pytest.raises(UserError, match="precision=16-mixed: expected bf16-mixed with trainer=cpu"):
+        check_config(config("trainer=ddp_cpu", "trainer.precision=16-mixed"))
+
+
 @pytest.mark.parametrize("devices", ["3", "[0,2]"])
 def test_gpus_beyond_those_that_are_there(config, monkeypatch, devices):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)

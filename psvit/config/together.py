@@ -45,6 +45,7 @@ def _check_trainer(cfg: DictConfig) -> None:
         raise UserError(
             "trainer.devices", devices, "expected 1; trainer=ddp or ddp_cpu has a process for each"
         )
+    _check_strategy(cfg.trainer)
     if cfg.compile and cfg.trainer.accelerator != "cpu":
         reason = "expected false, or trainer=cpu: GPUs have kernels of neurons"
         raise UserError("compile", True, reason)
@@ -59,7 +60,26 @@ def _check_trainer(cfg: DictConfig) -> None:
             "expected a share of an epoch in (0, 1], as 0.5, or none of it and "
             "trainer.check_val_every_n_epoch",
         )
+    # Lightning would train none of the network, and end as if it had
+    for name in ("limit_train_batches", "max_steps"):
+        if cfg.trainer.get(name) == 0:
+            reason = "expected more than 0: else nothing is trained"
+            raise UserError(f"trainer.{name}", cfg.trainer[name], reason)
+    # which Lightning would take for bf16-mixed, with a warning of its own
+    if cfg.trainer.accelerator == "cpu" and cfg.trainer.get("precision") == "16-mixed":
+        raise UserError("trainer.precision", "16-mixed", "expected bf16-mixed with trainer=cpu")
     check_trainer(cfg.trainer)
+
+
+def _check_strategy(trainer: DictConfig) -> None:
+    """A strategy without what belongs to it: Lightning would tell when the training begins."""
+    strategy, own = trainer.get("strategy"), trainer.get("use_distributed_sampler")
+    if not str(strategy).startswith("ddp") or own is False:
+        return
+    if own is None:
+        raise UserError("trainer.strategy", strategy, "expected trainer=ddp or ddp_cpu")
+    reason = f"expected false with trainer.strategy={strategy}: loaders share batches themselves"
+    raise UserError("trainer.use_distributed_sampler", own, reason)
 
 
 def _check_gpus(trainer: DictConfig) -> None:
