@@ -86,6 +86,8 @@ def fit(
         )
     ]
     keeps_best = recipe.keep == "best"
+    # a base network begins with chance weights: the best of its epochs is kept, however bad
+    start_counts = keeps_best and module.prefix == "finetune"
     start = checkpoints / "start.ckpt"
     if keeps_best:
         best = ModelCheckpoint(
@@ -113,13 +115,13 @@ def fit(
         logger=list(loggers),
         plugins=plugins,
         # all batches before the first step; 2 is Lightning's own choice
-        num_sanity_val_steps=-1 if keeps_best else 2,
+        num_sanity_val_steps=-1 if start_counts else 2,
         default_root_dir=str(folder),
         callbacks=[
             RichProgressBar(leave=False) if bar else EpochLines(),
             KeepRandomState(),
             *callbacks,
-            *([StartCounts(start)] if keeps_best else []),
+            *([StartCounts(start)] if start_counts else []),
             *averaging,
             *savers,
         ],
@@ -136,7 +138,7 @@ def fit(
     # Lightning's `fast_dev_run` leaves none
     if _readable(kept, "state_dict"):
         saved = torch.load(kept, map_location="cpu", weights_only=True)
-        if keeps_best and _readable(start, "state_dict", "top1"):
+        if start_counts and _readable(start, "state_dict", "top1"):
             before = torch.load(start, map_location="cpu", weights_only=True)
             if before["top1"] >= best.best_model_score:
                 said = "%s: no epoch validates better than the network before the first, %.2f %%"

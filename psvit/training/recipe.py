@@ -19,8 +19,8 @@ class Recipe:
         mixup, cutmix: alpha of the beta distribution that images are mixed by; 0 for none.
         ema_decay: of the exponential moving average of the weights, which is then what is
             validated and kept; None for no average.
-        keep: the ``last`` epoch's weights, or those ``best`` on the validation split, among which
-            the weights before the first epoch count.
+        keep: the ``last`` epoch's weights, or those ``best`` on the validation split, among which,
+            in fine-tuning, the weights before the first epoch count.
         teacher: folder of the network to follow; None for the base network, or, where that is what
             is trained, for nobody.
         distill_weight: share of the loss that follows the teacher's outputs (0 to 1).

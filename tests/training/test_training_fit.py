@@ -32,11 +32,11 @@ def colours():
     return LightningDataModule.from_datasets(data, data, batch_size=8)
 
 
-def fit(trainer, folder, recipe, *callbacks, network=None, data=None):
+def fit(trainer, folder, recipe, *callbacks, network=None, data=None, prefix="base"):
     """The network that is kept."""
     network = small(**TINY) if network is None else network
     data = colours() if data is None else data
-    module = Classifier(network, recipe, getattr(data, "num_classes", CLASSES), "base")
+    module = Classifier(network, recipe, getattr(data, "num_classes", CLASSES), prefix)
     return training.fit(module, data, trainer, folder, [], callbacks)
 
 
@@ -64,7 +64,7 @@ class Follow(Callback):
 
     def on_validation_end(self, trainer, pl_module):
         if not trainer.sanity_checking:
-            self.top1.append(float(trainer.callback_metrics["base/val_top1"]))
+            self.top1.append(float(trainer.callback_metrics[f"{pl_module.prefix}/val_top1"]))
 
 
 class Answer(Callback):
@@ -244,9 +244,9 @@ def test_a_damaged_checkpoint_is_one_line_and_stays(trainer, tmp_path):
 
 @pytest.mark.parametrize("decay", [None, 0.1])
 @pytest.mark.parametrize("killed", [False, True])
-def test_a_network_that_only_gets_worse_stays_as_it_was(trainer, tmp_path, decay, killed):
-    network = small(**TINY)
-    plan = half_of_all(network)
+@pytest.mark.parametrize("prefix", ["base", "finetune"])
+def test_the_start_counts_in_fine_tuning(trainer, tmp_path, decay, killed, prefix):
+    plan = half_of_all(small(**TINY))
 
     def train(*callbacks):
         # half of the labels: as good as an answer of one class can be
@@ -255,9 +255,8 @@ def test_a_network_that_only_gets_worse_stays_as_it_was(trainer, tmp_path, decay
         answering.head.fc.bias.data.zero_()[2] = 1.0
         recipe = Recipe(epochs=3, lr=5e-3, ema_decay=decay, keep="best")
         callbacks = PruneBeforeFit(plan), Answer([0, 1, 2]), *callbacks
-        return prune(answering, plan), fit(
-            trainer, tmp_path, recipe, *callbacks, network=answering, data=skewed()
-        )
+        given = {"network": answering, "data": skewed(), "prefix": prefix}
+        return prune(answering, plan), fit(trainer, tmp_path, recipe, *callbacks, **given)
 
     if killed:
         with pytest.raises(Killed):
@@ -266,7 +265,9 @@ def test_a_network_that_only_gets_worse_stays_as_it_was(trainer, tmp_path, decay
     before, kept = train(follow)
     # the last epoch is as good, and comes later
     assert follow.top1[-1] == pytest.approx(1 / 2)
-    assert same(kept.state_dict(), before.state_dict())
+    # a base network begins with nothing that its epochs would have to beat
+    expected = before.state_dict() if prefix == "finetune" else follow.validated[-1]
+    assert same(kept.state_dict(), expected)
 
 
 class Poison(Callback):
