@@ -57,6 +57,19 @@ def test_no_recipe_for_the_epochs(config):
         check_config(config("finetune=none", "finetune.epochs=1"))
 
 
+def test_epochs_are_limited_where_there_is_a_recipe_whatever_the_tags(config):
+    cfg = config("debug=limit", "finetune=none", "tags=[mine]")
+    check_config(cfg)
+    assert cfg.finetune == {"epochs": 0} and cfg.tags == ["mine"]
+    assert config("debug=limit", "finetune=imagenet").finetune.epochs == 2
+    assert config("finetune=none", "experiment=cifar10_small").finetune.epochs == 0
+    # of several choices the last one holds
+    assert config("debug=[fdr,limit]", "finetune=[default,distill]").finetune.epochs == 2
+    for options in (["debug=limit"], ["tags=[debug]"]):
+        with pytest.raises(UserError, match="finetune.epochs=3: expected 0 with finetune=none"):
+            check_config(config(*options, "finetune=none", "finetune.epochs=3"))
+
+
 def test_a_schedule_that_is_not_used_is_not_checked(config):
     check_config(config("finetune.epochs=0", "finetune.warmup_epochs=3", "finetune.min_lr=1"))
     check_config(config("ckpt_path=folder", "trainer.max_epochs=1", "training.warmup_epochs=2"))

@@ -144,8 +144,7 @@ def _check_schedules(cfg: DictConfig) -> None:
     if cfg.ckpt_path is None:
         schedules.append(("training", cfg.training, "trainer.max_epochs", cfg.trainer.max_epochs))
     has_recipe = "lr" in cfg.finetune
-    # debug=limit sets the epochs of whatever recipe there is
-    if cfg.finetune.epochs and not has_recipe and "debug" not in cfg.tags:
+    if cfg.finetune.epochs and not has_recipe:
         reason = "expected 0 with finetune=none; finetune=default has a recipe"
         raise UserError("finetune.epochs", cfg.finetune.epochs, reason)
     # a base network that is trained here and not pruned is not fine-tuned
