@@ -1,6 +1,7 @@
 """The networks of a run: built, loaded, and checked against what is asked for and the images."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from psvit.models import create_model
 from psvit.models.official import load_official, read_checkpoint
 from psvit.processes import world_size
 from psvit.pruning import checkpoint
+from psvit.suggest import CONF
 
 _log = logging.getLogger(__name__)
 
@@ -29,7 +31,8 @@ def load_network(cfg: DictConfig) -> Loaded | None:
     Before the data: recordings of an event camera are read in as many frames as it has steps.
 
     Raises:
-        UserError: the folder holds no network, or ``ckpt_time_steps`` goes with none.
+        UserError: the folder holds no network, or another than the config asks for, or
+            ``ckpt_time_steps`` goes with none.
     """
     steps = cfg.ckpt_time_steps
     cfg.ckpt_path = folder = checkpoint.folder_of(cfg.ckpt_path)
@@ -41,11 +44,15 @@ def load_network(cfg: DictConfig) -> Loaded | None:
             raise UserError("ckpt_time_steps", steps, reason)
         return None
     network, about = checkpoint.load(Path(folder), module=cfg.model.get("module"))
+    values = OmegaConf.to_container(cfg.model, resolve=True)
+    # what the config leaves to the images is compared when these are read
+    asked = {name: values[name] for name in ASKED if values.get(name) is not None}
+    asked["image_size"] = cfg.dataset.image_size
+    _check_asked("ckpt_path", folder, network, asked, _to_have(network.spec))
     if steps is not None:
         # weights serve any number of them
         network.time_steps = steps
         network.spec = {**network.spec, "time_steps": steps}
-    values = OmegaConf.to_container(cfg.model, resolve=True)
     other = {
         name: value
         for name, value in network.spec.items()
@@ -57,6 +64,15 @@ def load_network(cfg: DictConfig) -> Loaded | None:
         # config.yaml says what ran
         cfg.model.update(other)
     return network, about
+
+
+def _to_have(spec: dict[str, Any]) -> dict[str, str]:
+    """For each of ``ASKED`` the option with which a run asks for a network of ``spec``."""
+    right = {name: f"model.{name}={spec.get(name)}" for name in ASKED}
+    right["image_size"] = f"dataset.image_size={spec.get('image_size')}"
+    if (CONF / "model" / f"{spec['name']}.yaml").is_file():
+        right["name"] = f"model={spec['name']}"
+    return right
 
 
 def build_network(
@@ -111,11 +127,20 @@ def _network(cfg: DictConfig, data: ImageData, loaded: Loaded | None) -> tuple[n
         raise UserError("ckpt_path", cfg.ckpt_path, reason) from error
 
 
-def _check_asked(option: str, folder: str, network: nn.Module, asked: dict[str, Any]) -> None:
-    """Raise a UserError where a loaded network is another than this run asks for."""
+def _check_asked(
+    option: str,
+    folder: str,
+    network: nn.Module,
+    asked: dict[str, Any],
+    right: Mapping[str, str] | None = None,
+) -> None:
+    """Raise a UserError where a loaded network is another than this run asks for; ``right`` says
+    what to type for it."""
     for name, value in asked.items():
         if network.spec.get(name, value) != value:
             reason = f"its network has {name}={network.spec[name]}, this run asks for {value}"
+            if right:
+                reason += f": expected {right[name]}"
             raise UserError(option, folder, reason)
 
 
