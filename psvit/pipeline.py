@@ -14,6 +14,7 @@ from psvit.channels import Plan
 from psvit.compiled import compile_neurons
 from psvit.config import check_config, make_absolute
 from psvit.config.targets import targets
+from psvit.config.unused import tell_unused
 from psvit.console import print_config, quiet_libraries
 from psvit.data import create_data
 from psvit.decide import decide, make_budget, one_ratio_plan, round_budget
@@ -84,6 +85,7 @@ def _claimed_run(
         cfg.finetune.epochs = 0
     if cfg.print_config:
         print_config(cfg)
+    tell_unused(cfg, overrides or [])
     seed_everything(cfg.seed, verbose=False)
     set_deterministic(cfg.trainer.deterministic)
     keep_freed_memory()

@@ -6,6 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from psvit.config import check_config
+from psvit.config.unused import tell_unused
 from psvit.config.values import CHECKS
 from psvit.errors import UserError
 
@@ -189,3 +190,17 @@ def test_rows_are_mended_where_there_is_something_to_mend_them_with(config, opti
     with pytest.raises(UserError, match=f"pruning.sensitivity.mended=True: .*{expected}"):
         check_config(config(*options))
     check_config(config(*options, "pruning.sensitivity.mended=false"))
+
+
+def test_options_without_effect_are_told(config, caplog):
+    caplog.set_level("INFO")
+    options = ["trainer.max_epochs=20", "training.lr=0.1", "finetune.epochs=9", "seed=1"]
+    tell_unused(config(*options), options)
+    tell_unused(config("ckpt_path=folder", "train=false", "finetune=none"), ["finetune=none"])
+    assert not caplog.messages
+    tell_unused(config(*options, "ckpt_path=folder"), [*options, "ckpt_path=folder"])
+    told = "as ckpt_path names a trained network: trainer.max_epochs=20, training.lr=0.1"
+    assert caplog.messages == [f"without effect, {told}"]
+    tell_unused(config(*options, "ckpt_path=folder", "train=false"), options)
+    told = "as train=false trains nothing: finetune.epochs=9"
+    assert caplog.messages[2:] == [f"without effect, {told}"]
