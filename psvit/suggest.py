@@ -25,7 +25,8 @@ from psvit.errors import UserError
 
 CONF = Path(__file__).parents[1] / "conf"
 NO_OPTION = re.compile(r"Could not override '([^']+)'|'([^']+)' does not exist")
-NO_CHOICE = re.compile(r"Could not find '(.+)/([^/']+)'")
+# Hydra loads each of a list of choices, and finds one that stands alone
+NO_CHOICE = re.compile(r"Could not (?:find|load) '(.+)/([^/']+)'")
 # what Hydra adds to an option or a group that it does not find
 ADVICE = re.compile(r"\nTo append to your .*")
 # names that these have elsewhere, and the sections where they are looked for
@@ -173,8 +174,13 @@ def did_you_mean(error: Exception, arguments: Sequence[str]) -> str:
     text = str(error)
     if isinstance(error, MissingConfigException) and (found := NO_CHOICE.search(text)):
         group, choice = found.groups()
-        nearest = difflib.get_close_matches(choice, error.options or [], 1)
-        return f" (did you mean {group}={nearest[0]}?)" if nearest else ""
+        # of a choice in a list Hydra tells no others
+        there = error.options or sorted(_choices(arguments).get(group, ()))
+        nearest = difflib.get_close_matches(choice, there, 1)
+        if error.options or not there:
+            return f" (did you mean {group}={nearest[0]}?)" if nearest else ""
+        first = f"did you mean {nearest[0]}? " if nearest else ""
+        return f" ({first}{group} has {', '.join(there)})"
     if isinstance(error, ConfigCompositionException) and (found := NO_OPTION.search(text)):
         option = found[1] or found[2]
         if owners := _owners(option):
@@ -225,13 +231,18 @@ def choices(arguments: Sequence[str]) -> str:
     Args:
         arguments: the command line, whose ``--config-dir`` may have choices of the user's own.
     """
+    found = _choices(arguments)
+    return "\n".join(f"{group}: {', '.join(sorted(found[group]))}" for group in sorted(found))
+
+
+def _choices(arguments: Sequence[str]) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for conf in (CONF, *_config_dirs(arguments)):
         for path in conf.glob("*/*.yaml"):
             group = path.parent.name
             if (CONF / group).is_dir() and group not in ("local", "hydra"):
                 found.setdefault(group, set()).add(path.stem)
-    return "\n".join(f"{group}: {', '.join(sorted(found[group]))}" for group in sorted(found))
+    return found
 
 
 def _config_dirs(arguments: Sequence[str]) -> list[Path]:

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import ConfigCompositionException
+from hydra.errors import ConfigCompositionException, MissingConfigException
 
 from psvit.config import check_config
 from psvit.errors import UserError
@@ -175,6 +175,18 @@ def test_an_option_of_the_command_line_that_no_config_has(option, meant):
     # which is refused, as the tests above have it
     assert without_append(error).strip() == f"Could not override '{option}'."
     assert did_you_mean(error, []) == (f" (did you mean {meant}?)" if meant else "")
+
+
+@pytest.mark.parametrize(("wrong", "meant"), [("cvs", "did you mean csv? "), ("xyzzy", "")])
+def test_what_a_list_of_choices_was_to_name(wrong, meant):
+    given = [f"logger=[wandb,{wrong}]"]
+    with (
+        initialize_config_dir(str(CONF), version_base="1.3"),
+        pytest.raises(MissingConfigException) as error,
+    ):
+        compose("config", given)
+    there = "logger has csv, none, tensorboard, wandb)"
+    assert did_you_mean(error.value, given) == f" ({meant}{there}"
 
 
 def test_advice_that_is_right_is_left():
