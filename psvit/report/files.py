@@ -13,6 +13,7 @@ from pandas.api.types import is_numeric_dtype
 
 from psvit.channels import KINDS
 from psvit.errors import UserError
+from psvit.report.jobs import read_failure
 
 SENSITIVITY_COLUMNS = [
     "group",
@@ -101,7 +102,10 @@ def read_run(folder: str | Path) -> RunFiles:
     """
     folder = Path(folder)
     if not (folder / "results.json").is_file():
-        raise UserError("folder", folder, "not a run folder: it holds no results.json")
+        reason = "not a run folder: it holds no results.json"
+        if problem := read_failure(folder):
+            reason = f"its job failed, and left no results.json: {problem}"
+        raise UserError("folder", folder, reason)
     results = _read(folder / "results.json", lambda path: json.loads(path.read_text()))
     _check_results(results, folder)
     sensitivity = read_sensitivity(folder, results)

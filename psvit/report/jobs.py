@@ -177,8 +177,8 @@ def read_job(folder: Path) -> Job:
     job = Job(folder)
     try:
         job.config = _load(folder / "config.yaml") or _load(folder / ".hydra" / "config.yaml")
-        if (folder / FAILURE).is_file():
-            job.problem = (folder / FAILURE).read_text().strip()
+        job.problem = read_failure(folder)
+        if job.problem:
             return job
         if not (folder / "results.json").is_file():
             job.problem = "no results"
@@ -192,6 +192,12 @@ def read_job(folder: Path) -> Job:
     except (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError) as error:
         job.problem = f"its files cannot be read: {' '.join(str(error).split())}"
     return job
+
+
+def read_failure(folder: Path) -> str:
+    """Why the job in ``folder`` failed; "" where it did not."""
+    path = folder / FAILURE
+    return path.read_text(errors="replace").strip() if path.is_file() else ""
 
 
 def note_titles(jobs: Sequence[Job]) -> None:

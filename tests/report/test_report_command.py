@@ -40,6 +40,16 @@ def test_a_folder_that_is_no_run_is_one_line_and_status_2(tmp_path):
     assert "psvit.report" in imported and not {"torch", "lightning", "hydra"} & set(imported)
 
 
+def test_why_a_job_left_no_results_is_told(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "overrides.yaml").write_text("- seed=-1\n")
+    (tmp_path / "failure.txt").write_text("seed=-1: expected a whole number\n")
+    assert main([str(tmp_path)]) == 2
+    said = "its job failed, and left no results.json: seed=-1: expected a whole number"
+    assert capsys.readouterr().err == f"folder={tmp_path}: {said}\n"
+
+
 @pytest.mark.parametrize(
     ("file", "content", "said"),
     [
