@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from psvit.channels import INPUT, OUTPUT, Plan
+from psvit.errors import UserError
 from psvit.neurons import reset_state
 from psvit.pruning.calibration import hooks
 from psvit.pruning.gram import input_rows
@@ -46,6 +47,9 @@ def recover(
         method: one of ``RECOVERIES``.
         ridge: λ of the solve, as a share of the mean diagonal of the Gram matrix.
         device: where to run.
+
+    Raises:
+        UserError: a batch norm sees a batch of one number a channel.
     """
     if method == "none" or not plan:
         return pruned
@@ -202,7 +206,12 @@ def _batch_statistics(part: _Part) -> dict[str, tuple[Tensor, Tensor]]:
     momenta = {name: norm.momentum for name, norm in norms.items()}
     seen: Counter[nn.Module] = Counter()
 
-    def weigh(norm: nn.Module, _args: tuple) -> None:
+    def weigh(norm: nn.Module, args: tuple) -> None:
+        if args[0].numel() == norm.num_features:
+            reason = "leaves a batch with one image of one pixel, of which a batch norm has no "
+            reason += "variance: expected batches of 2 images or more (dataset.eval_batch_size)"
+            count = sum(x.shape[1] for x in part.inputs)
+            raise UserError("pruning.calibration_images", count, reason)
         # of equal batches torch's own for a cumulative average; one may run twice in a batch
         seen[norm] += images
         norm.momentum = images / seen[norm]

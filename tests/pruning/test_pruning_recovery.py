@@ -8,6 +8,9 @@ import torch
 from torch import nn
 
 from psvit.channels import Plan
+from psvit.errors import UserError
+from psvit.models import SpikingTransformer
+from psvit.models.blocks import MLP, Downsample, Head, ResidualBlock
 from psvit.pruning import prune
 from psvit.pruning.ranking import Ranking, units_removed
 from psvit.pruning.recovery import recover
@@ -205,3 +208,29 @@ def test_what_a_cut_has_not_changed_stays_to_the_bit(network, calibration):
         if not torch.equal(tensor, before[name])
     }
     assert changed and all(name.startswith((cut, "head")) for name in changed)
+
+
+class OnePixel(SpikingTransformer):
+    """One step, and one pixel behind the stem."""
+
+    def __init__(self):
+        super().__init__(time_steps=1)
+        self.stem = Downsample(3, 8, kernel_size=3, stride=8)
+        self.block = ResidualBlock(0.0, mlp=MLP(8, 16))
+        self.head = Head(8, 4)
+        self.init_weights()
+
+
+@pytest.mark.parametrize(("sizes", "told"), [([4, 1], True), ([1, 4], True), ([2, 3], False)])
+def test_a_batch_of_one_image_of_one_pixel_is_told(sizes, told):
+    torch.manual_seed(0)
+    network, plan = OnePixel().eval(), Plan({"block.mlp.hidden": range(8)})
+    batches = torch.randn(5, 3, 8, 8).split(sizes)
+    if told:
+        with pytest.raises(UserError, match="pruning.calibration_images=5: .* one pixel"):
+            recover(prune(network, plan), network, plan, batches, "bn")
+    else:
+        mended = recover(prune(network, plan), network, plan, batches, "bn").state_dict()
+        assert all(torch.isfinite(tensor).all() for tensor in mended.values())
+    # weights need no variance
+    recover(prune(network, plan), network, plan, batches, "least_squares")
