@@ -163,20 +163,22 @@ def test_a_target_that_the_rounds_do_not_reach_is_told(pruned, monkeypatch, capl
 
 @pytest.mark.parametrize(("bias", "told"), [(0.8, True), (0.2, False)])
 def test_a_mended_network_that_fires_more_than_its_plan_saves_is_told(bias, told, config, caplog):
+    torch.manual_seed(0)
     network = create_model("sdt_v1", embed_dims=16, num_heads=2, depth=1, image_size=32).eval()
     images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    plan = Plan({name: (0, 1) for name in list(network.channel_groups())[:1]})
+    name = "stem.conv2.hidden"
+    plan = Plan({name: range(0, network.channel_groups()[name].size, 2)})
     cut, mended = prune(network, plan), prune(network, plan)
     for each, shift in ((network, 0.4), (cut, 0.4), (mended, bias)):
         for module in each.modules():
             if isinstance(module, nn.BatchNorm2d):
                 nn.init.constant_(module.bias, shift)
-    budget = Budget(network, {"synops": 0.01}, {"synops": make_meter(network, "synops", images)})
+    budget = Budget(network, {"synops": 0.2}, {"synops": make_meter(network, "synops", images)})
     base, now = (float(count_operations(x, images)["sops"].sum()) for x in (network, mended))
-    assert budget.met(plan) and (now > base) == told
-    cfg = config("pruning=global", "pruning.budget=synops", "pruning.target_memory_saving=0.01")
+    assert budget.met(plan) and (now > 0.8 * base) == told
+    cfg = config("pruning=global", "pruning.budget=synops", "pruning.target_memory_saving=0.2")
     pipeline._tell_missed(SimpleNamespace(cfg=cfg, few_images=images), budget, plan, cut, mended)
     warnings = [message for message in caplog.messages if "less than" in message]
     assert len(warnings) == told
     for warning in warnings:
-        assert f"saves {100 * (1 - now / base):.2f} % of synops, less than the 1 %" in warning
+        assert f"saves {100 * (1 - now / base):.2f} % of synops, less than the 20 %" in warning
