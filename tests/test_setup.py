@@ -6,7 +6,8 @@ from torch import nn
 
 from psvit.data import create_data
 from psvit.errors import UserError
-from psvit.networks import build_network
+from psvit.networks import build_network, load_network
+from psvit.pruning import checkpoint
 from psvit.setup import check_pruning
 
 
@@ -47,3 +48,35 @@ def test_a_reader_of_unknown_inputs_is_told_before_training(config, tiny_run, op
         # of a layer that never runs nothing is asked
         mlp.forward = lambda x: x
     check_pruning(cfg, data, network)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (
+            "model=qkformer",
+            "name=meta_spikeformer, this run asks for qkformer: expected model=meta_spikeformer",
+        ),
+        (
+            "dataset.image_size=64",
+            "image_size=32, this run asks for 64: expected dataset.image_size=32",
+        ),
+        (
+            "model.in_channels=2",
+            "in_channels=3, this run asks for 2: expected model.in_channels=3",
+        ),
+        ("model.name=mine", "name=meta_spikeformer, this run asks for mine: .*"),
+    ],
+)
+def test_another_network_is_told_before_anything_is_read(
+    config, tiny_run, tmp_path, caplog, option, message
+):
+    caplog.set_level("INFO")
+    cfg = config(*tiny_run)
+    network, _ = build_network(cfg, create_data(cfg.dataset, cfg.seed), None)
+    checkpoint.save(network, tmp_path / "base")
+    cfg = config(option, f"ckpt_path={tmp_path}/base")
+    with pytest.raises(UserError, match=f"^ckpt_path=.*: its network has {message}$"):
+        load_network(cfg)
+    # a line that takes the network as it is would say otherwise
+    assert "taken as it is" not in caplog.text

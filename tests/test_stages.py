@@ -199,36 +199,6 @@ def test_recordings_are_read_in_as_many_frames_as_the_network_has_steps(
         assert load_network(cfg)[0].time_steps == cfg.dataset.frames == steps
 
 
-@pytest.mark.parametrize(
-    ("option", "message"),
-    [
-        (
-            "model=qkformer",
-            "name=meta_spikeformer, this run asks for qkformer: expected model=meta_spikeformer",
-        ),
-        (
-            "dataset.image_size=64",
-            "image_size=32, this run asks for 64: expected dataset.image_size=32",
-        ),
-        (
-            "model.in_channels=2",
-            "in_channels=3, this run asks for 2: expected model.in_channels=3",
-        ),
-        ("model.name=mine", "name=meta_spikeformer, this run asks for mine: .*"),
-    ],
-)
-def test_another_network_is_told_before_anything_is_read(
-    stages, config, tmp_path, caplog, option, message
-):
-    caplog.set_level("INFO")
-    checkpoint.save(stages().base, tmp_path / "base")
-    cfg = config(option, f"ckpt_path={tmp_path}/base")
-    with pytest.raises(UserError, match=f"^ckpt_path=.*: its network has {message}$"):
-        load_network(cfg)
-    # a line that takes the network as it is would say otherwise
-    assert "taken as it is" not in caplog.text
-
-
 def test_a_batch_that_is_shared_out_is_not_one_long_recording(config, tiny_run, monkeypatch):
     cfg = config("model=qkformer", "model.batch_as_time=true")
     data = create_data(cfg.dataset, cfg.seed)
